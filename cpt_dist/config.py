@@ -1,0 +1,390 @@
+"""The typed schema of every configuration group, and the checks that need nothing but the values.
+
+Hydra composes the files under `configs/` into these dataclasses, so a misspelt key or a value of the wrong type
+fails before anything heavy is imported. Checks that need a file (a shard manifest, a model folder) are made by the
+program that reads it. Each field carries its explanation as the literal below it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from cpt_dist.errors import UserError, nearest
+
+ENGINES = ("zero", "fsdp")
+PRECISIONS = ("auto", "fp32", "bf16")
+SCHEDULES = ("cosine", "wsd", "constant")
+DECAY_SHAPES = ("linear", "1-sqrt")
+ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn")
+INVALID_UTF8 = ("drop", "replace")
+ROLES = ("domain", "replay")
+
+
+@dataclass
+class ModelConfig:
+    path: str = MISSING
+    """Folder of a Hugging Face causal language model: config.json, safetensors weights, a fast tokenizer."""
+    attention: str = "auto"
+    """How packed documents attend: sdpa_per_document (any device), flash_attn (GPU), or auto, which takes the second
+    where it can run and says so."""
+    activation_checkpointing: bool = False
+    """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+    loss_chunk_tokens: int = 512
+    """Tokens whose logits exist at one time in the loss; memory is this times the vocabulary size."""
+
+
+@dataclass
+class SourceConfig:
+    raw: list[str] = MISSING
+    """Files, folders or globs: .jsonl(.gz|.zst), .txt, .parquet, or a folder saved by `datasets`."""
+    role: str = "domain"
+    """domain (what the model shall learn) or replay (what it must not forget)."""
+    licence: str = "unknown"
+    """Licence of the text, carried into the manifest and the provenance."""
+    text_field: str = "text"
+    """Field of a JSONL record or column of a table that holds the text."""
+    language: str = "unknown"
+    """Language of the text, carried into the provenance."""
+
+
+@dataclass
+class DataConfig:
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Name of each source and where its raw text lies."""
+    shards: str = MISSING
+    """Folder of the token shards: one sub-folder a source, written by launch/prepare.py."""
+    tokenizer: str = "${model.path}"
+    """Folder whose tokenizer.json makes the tokens."""
+    separator: str | None = None
+    """Token put at the end of each document; default: the tokenizer's eos_token."""
+    held_out_fraction: float = 0.02
+    """Share of documents, chosen by the hash of their text, that is kept for evaluation and never trained on."""
+    shard_tokens: str = "64M"
+    """Tokens in a shard before the next one begins."""
+    invalid_utf8: str = "drop"
+    """A record that isn't valid UTF-8: drop it, or replace the bad bytes by U+FFFD. Either is counted."""
+    min_bytes: int = 1
+    """Documents with fewer bytes after normalisation are dropped, and counted."""
+    num_workers: int = 0
+    """Loader processes of a rank that assemble batches ahead; the batches are the same for any number."""
+    verify: str = "read"
+    """Check of shard content against the manifest: read (each block when first read) or open (all at the start)."""
+
+
+@dataclass
+class EngineConfig:
+    name: str = "fsdp"
+    """fsdp (PyTorch FSDP2) or zero (DeepSpeed ZeRO)."""
+    zero_stage: int = 3
+    """What ZeRO shards: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters. Read by name: zero."""
+    precision: str = "auto"
+    """Compute type: bf16, fp32, or auto (bf16 only where the hardware multiplies it fast). Master weights are fp32."""
+    micro_batch: int = 1
+    """Rows (sequences) that a rank takes through the model at one time."""
+    offload: bool = False
+    """Keep optimizer state and master weights in host memory."""
+    timeout_seconds: float = 1800.0
+    """A collective that takes longer ends the job."""
+    threads: int = 0
+    """CPU threads of a rank; 0 shares the host's cores among its ranks."""
+
+
+@dataclass
+class OptimizerConfig:
+    beta1: float = 0.9
+    """Decay of AdamW's mean of gradients."""
+    beta2: float = 0.95
+    """Decay of AdamW's mean of squared gradients."""
+    epsilon: float = 1e-8
+    """AdamW's denominator offset."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global L2 norm; 0 turns clipping off."""
+
+
+@dataclass
+class ScheduleConfig:
+    name: str = "wsd"
+    """cosine, wsd (warm-up, stable, decay) or constant."""
+    peak_lr: float = 3e-5
+    """Learning rate at the end of warm-up. Unknown base: 3e-5 up to 8B parameters, 1e-5 above, then a pilot."""
+    min_lr_ratio: float = 0.1
+    """Learning rate at the end, as a share of the peak."""
+    warmup: float = 0.01
+    """Share of the stage's tokens over which the learning rate rises from 0."""
+    decay: float = 0.2
+    """wsd: share of the stage's tokens at its end over which the learning rate falls (MiniCPM, arXiv 2404.06395)."""
+    decay_shape: str = "1-sqrt"
+    """wsd: linear, or 1-sqrt (Hägele et al., arXiv 2405.18392)."""
+
+
+@dataclass
+class StageConfig:
+    name: str = "main"
+    """Name of the stage in metrics, checkpoints and the report."""
+    tokens: str = MISSING
+    """Tokens of the stage, such as 20B or 500k; rounded up to whole steps."""
+    seq_len: int = 2048
+    """Tokens in a row."""
+    batch_tokens: str = MISSING
+    """Tokens of an optimizer step over all ranks; a multiple of seq_len."""
+    mixture: dict[str, Any] = field(default_factory=dict)
+    """Source name -> its share of tokens, or a list of [progress, share] points joined by straight lines.
+    Shares are normalised at every point."""
+    schedule: ScheduleConfig | None = None
+    """Learning rate of this stage; default: the run's `schedule`."""
+
+
+@dataclass
+class CheckpointConfig:
+    every_steps: int = 500
+    """Steps between checkpoints; the last step always makes one. 0: only the last."""
+    keep_last: int = 3
+    """Newest checkpoints that are kept; 0 keeps all."""
+    probe_tokens: int = 64
+    """Tokens of the fixed text whose logits are kept beside the weights, for the check after consolidation."""
+    on_damage: str = "refuse"
+    """A damaged newest checkpoint: refuse, or previous (take the one before it)."""
+
+
+@dataclass
+class EvaluationConfig:
+    every_steps: int = 0
+    """Steps between evaluations of held-out text inside training; 0: at the start and end only."""
+    max_tokens: str = "8k"
+    """Held-out tokens of each source scored by an evaluation; documents are taken in the order of their id."""
+    seq_len: int = 1024
+    """Window of an evaluation; longer documents are scored in windows that overlap by half."""
+    bootstrap: int = 10000
+    """Resamples of documents behind each confidence interval."""
+    confidence: float = 0.95
+    """Level of the confidence intervals."""
+    during_training: bool = True
+    """Score held-out text inside the training job (at its start, its end and every `every_steps`)."""
+
+
+@dataclass
+class LoggingConfig:
+    every_steps: int = 1
+    """Steps between lines of metrics.jsonl and of the progress display."""
+    wandb: bool = False
+    """Also send metrics to Weights & Biases; without an API key they are kept offline in the run directory."""
+    wandb_project: str = "cpt_dist"
+    """Project of the Weights & Biases run."""
+    peak_tflops: float = 0.0
+    """Matmul peak of one device for the model FLOPs utilisation; 0: measured at the start."""
+
+
+@dataclass
+class ConsolidateConfig:
+    step: str = "latest"
+    """Step of the checkpoint: a number or latest."""
+    out: str = "${run_dir}/model"
+    """Folder of the Hugging Face model."""
+    dtype: str = "fp32"
+    """Type of the written weights: fp32 or bf16."""
+    max_shard_size: str = "5GB"
+    """Largest safetensors file."""
+
+
+@dataclass
+class EvaluateConfig:
+    base: str = "${model.path}"
+    """Model before adaptation."""
+    adapted: str = "${consolidate.out}"
+    """Model after adaptation."""
+    out: str = "${run_dir}"
+    """Folder of report.json, report.md and report.html."""
+    batch_tokens: str = "2k"
+    """Tokens scored in one forward pass."""
+
+
+@dataclass
+class CptConfig:
+    run_dir: str = MISSING
+    """Everything that a run writes (docs/run_directory.md)."""
+    seed: int = 0
+    """Seed of the sample order and of all random numbers."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    stages: list[StageConfig] = field(default_factory=list)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    consolidate: ConsolidateConfig = field(default_factory=ConsolidateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+
+
+def parse_quantity(text: str | int | float, what: str) -> int:
+    """A count such as 20B, 1.5M, 500k, 2_000 or 5GB (decimal units, case ignored) as an int.
+
+    Raises UserError that names `what` and the value.
+    """
+    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?) *([kmbgt]?)b?", str(text).strip().lower())
+    value = float(match[1].replace("_", "")) * _UNITS[match[2]] if match else math.nan
+    if not value >= 1 or value != int(value):
+        raise UserError(f"{what}: '{text}' is not a whole positive count; write it like 20B, 1.5M, 500k or 4096")
+    return int(value)
+
+
+def mixture_knots(mixture: dict[str, Any]) -> tuple[list[float], list[list[float]]]:
+    """A stage's mixture as knots: progress values p_0=0 < … <= 1, and normalised shares [knot][source].
+
+    Shares between two knots lie on the straight line between them; after the last knot they stay. Sources are in
+    the order of the mapping. Raises UserError where a value is no share or no list of [progress, share] points.
+    """
+    tables: dict[str, list[tuple[float, float]]] = {}
+    problems = []
+    for name, value in mixture.items():
+        points = value if isinstance(value, (list, tuple)) else [[0.0, value]]
+        try:
+            table = [(float(at), float(share)) for at, share in points]
+        except (TypeError, ValueError):
+            problems.append(f"mixture.{name}: {value!r} is neither a share nor a list of [progress, share] points")
+            continue
+        ats = [at for at, _ in table]
+        if not table or any(not math.isfinite(s) or s < 0 for _, s in table):
+            problems.append(f"mixture.{name}: {value!r} has no share, a negative or an infinite one")
+        elif ats != sorted(set(ats)) or ats[0] < 0 or ats[-1] > 1:
+            problems.append(f"mixture.{name}: {value!r} needs progress values that rise within 0 to 1")
+        tables[name] = table
+    if not mixture:
+        problems.append("mixture is empty; name at least one source of data.sources with its share")
+    if problems:
+        raise UserError(problems)
+    knots = sorted({0.0, *(at for table in tables.values() for at, _ in table)})
+    shares = [[_interpolate(table, at) for table in tables.values()] for at in knots]
+    for at, row in zip(knots, shares, strict=True):
+        if sum(row) <= 0:
+            raise UserError(f"mixture: all shares are 0 at progress {at}; give one source a positive share")
+    return knots, [[share / sum(row) for share in row] for row in shares]
+
+
+def _interpolate(table: list[tuple[float, float]], at: float) -> float:
+    if at <= table[0][0]:
+        return table[0][1]
+    for (a, x), (b, y) in zip(table, table[1:], strict=False):
+        if at <= b:
+            return x + (y - x) * (at - a) / (b - a)
+    return table[-1][1]
+
+
+def _one_of(problems: list[str], key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        problems.append(f"{key}: '{value}' is unknown; {nearest(value, allowed)} (one of {', '.join(allowed)})")
+
+
+def _check_schedule(problems: list[str], key: str, schedule: ScheduleConfig) -> None:
+    _one_of(problems, f"{key}.name", schedule.name, SCHEDULES)
+    _one_of(problems, f"{key}.decay_shape", schedule.decay_shape, DECAY_SHAPES)
+    if not schedule.peak_lr > 0:
+        problems.append(f"{key}.peak_lr: {schedule.peak_lr} must be positive")
+    for name in ("min_lr_ratio", "warmup", "decay"):
+        value = getattr(schedule, name)
+        if not 0 <= value <= 1:
+            problems.append(f"{key}.{name}: {value} must lie within 0 to 1")
+    if schedule.name == "wsd" and schedule.warmup + schedule.decay > 1:
+        problems.append(f"{key}: warmup {schedule.warmup} + decay {schedule.decay} exceed 1; lower one of them")
+
+
+def _check_stage(problems: list[str], index: int, stage: StageConfig, sources: dict[str, SourceConfig]) -> None:
+    key = f"stages.{index} ('{stage.name}')"
+    if stage.seq_len < 2:
+        problems.append(f"{key}.seq_len: {stage.seq_len} must be at least 2")
+    try:
+        parse_quantity(stage.tokens, f"{key}.tokens")
+    except UserError as error:
+        problems.extend(error.problems)
+    try:
+        batch = parse_quantity(stage.batch_tokens, f"{key}.batch_tokens")
+        if stage.seq_len > 0 and batch % stage.seq_len:
+            low = max(1, batch // stage.seq_len) * stage.seq_len
+            problems.append(
+                f"{key}.batch_tokens: {batch} is no multiple of seq_len {stage.seq_len}; "
+                f"nearest: {low} or {low + stage.seq_len}"
+            )
+    except UserError as error:
+        problems.extend(error.problems)
+    try:
+        mixture_knots(stage.mixture)
+    except UserError as error:
+        problems.extend(f"{key}: {problem}" for problem in error.problems)
+    for name in stage.mixture:
+        if name not in sources:
+            problems.append(f"{key}.mixture: source '{name}' is not in data.sources; {nearest(name, sources)}")
+    if stage.schedule is not None:
+        _check_schedule(problems, f"{key}.schedule", stage.schedule)
+
+
+def _check_counts(problems: list[str], config: CptConfig) -> None:
+    least = {
+        "engine.micro_batch": (config.engine.micro_batch, 1),
+        "engine.threads": (config.engine.threads, 0),
+        "model.loss_chunk_tokens": (config.model.loss_chunk_tokens, 1),
+        "data.num_workers": (config.data.num_workers, 0),
+        "data.min_bytes": (config.data.min_bytes, 1),
+        "checkpoint.every_steps": (config.checkpoint.every_steps, 0),
+        "checkpoint.keep_last": (config.checkpoint.keep_last, 0),
+        "checkpoint.probe_tokens": (config.checkpoint.probe_tokens, 2),
+        "evaluation.every_steps": (config.evaluation.every_steps, 0),
+        "evaluation.seq_len": (config.evaluation.seq_len, 2),
+        "evaluation.bootstrap": (config.evaluation.bootstrap, 100),
+        "logging.every_steps": (config.logging.every_steps, 1),
+        "seed": (config.seed, 0),
+    }
+    problems.extend(f"{key}: {value} must be at least {low}" for key, (value, low) in least.items() if value < low)
+    if config.optimizer.max_grad_norm < 0:
+        problems.append(f"optimizer.max_grad_norm: {config.optimizer.max_grad_norm} is negative; 0 turns clipping off")
+    for key in ("beta1", "beta2"):
+        if not 0 <= getattr(config.optimizer, key) < 1:
+            problems.append(f"optimizer.{key}: {getattr(config.optimizer, key)} must lie within 0 to 1 (exclusive)")
+    if not 0 <= config.data.held_out_fraction < 1:
+        problems.append(f"data.held_out_fraction: {config.data.held_out_fraction} must lie within 0 to 1 (exclusive)")
+    if not 0 < config.evaluation.confidence < 1:
+        problems.append(f"evaluation.confidence: {config.evaluation.confidence} must lie between 0 and 1")
+
+
+def validate(config: CptConfig) -> None:
+    """Check every value that can be checked without reading a file; raise UserError with all problems at once."""
+    problems: list[str] = []
+    _one_of(problems, "engine.name", config.engine.name, ENGINES)
+    _one_of(problems, "engine.precision", config.engine.precision, PRECISIONS)
+    if config.engine.zero_stage not in (0, 1, 2, 3):
+        problems.append(f"engine.zero_stage: {config.engine.zero_stage} is unknown; it is 0, 1, 2 or 3")
+    _one_of(problems, "model.attention", config.model.attention, ATTENTIONS)
+    _one_of(problems, "data.invalid_utf8", config.data.invalid_utf8, INVALID_UTF8)
+    _one_of(problems, "data.verify", config.data.verify, ("read", "open"))
+    _one_of(problems, "checkpoint.on_damage", config.checkpoint.on_damage, ("refuse", "previous"))
+    _one_of(problems, "consolidate.dtype", config.consolidate.dtype, ("fp32", "bf16"))
+    for name, source in config.data.sources.items():
+        _one_of(problems, f"data.sources.{name}.role", source.role, ROLES)
+    _check_schedule(problems, "schedule", config.schedule)
+    for index, stage in enumerate(config.stages):
+        _check_stage(problems, index, stage, config.data.sources)
+    names = [stage.name for stage in config.stages]
+    problems.extend(f"stages: the name '{n}' is used twice; rename one" for n in {n for n in names if names.count(n) > 1})
+    _check_counts(problems, config)
+    for what, value in {
+        "data.shard_tokens": config.data.shard_tokens,
+        "evaluation.max_tokens": config.evaluation.max_tokens,
+        "consolidate.max_shard_size": config.consolidate.max_shard_size,
+        "evaluate.batch_tokens": config.evaluate.batch_tokens,
+    }.items():
+        try:
+            parse_quantity(value, what)
+        except UserError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise UserError(problems)

@@ -1,0 +1,66 @@
+"""Files that are either whole or absent.
+
+Everything that another process may read is written under a temporary name, flushed to the disk and renamed; the
+folder is flushed too, so that the name survives a power cut. The way is the one that SQLite documents for its
+rollback journal ("Atomic Commit In SQLite", section 3).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import xxhash
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open `path` for writing such that it appears whole on success and not at all otherwise."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.tmp.{os.getpid()}")
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        with open(temporary, mode, encoding=encoding) as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_write(path, "w") as handle:
+        json.dump(value, handle, indent=1, ensure_ascii=False)
+        handle.write("\n")
+
+
+def fingerprint(value: Any) -> str:
+    """xxh3-128 (hex) of a JSON value, independent of key order."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(canonical.encode())
+
+
+def file_checksum(path: str | Path, block_bytes: int = 1 << 22) -> str:
+    """xxh3-64 (hex) of a file's content, read in blocks."""
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as handle:
+        while block := handle.read(block_bytes):
+            digest.update(block)
+    return digest.hexdigest()
