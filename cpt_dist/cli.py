@@ -1,0 +1,201 @@
+"""From the command line to a validated configuration, and from a mistake to one line and exit code 2.
+
+Every script under `launch/` calls `run`. It takes out the argument that the deepspeed launcher appends, checks the
+keys of all overrides at once, lets Hydra compose, validates, and calls the script's `main`. Nothing heavy is imported
+on this way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cpt_dist.config import CptConfig, validate
+from cpt_dist.errors import UserError, nearest
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+EXIT_USER_ERROR = 2
+
+
+def run(main: Callable[[CptConfig], None], needs: Iterable[str] = ()) -> None:
+    """Compose the configuration from `sys.argv`, check it and call `main` with it.
+
+    `needs` names the keys without which `main` can't work, such as "model.path" or "stages". Ends the process with
+    exit code 2 and a line a problem on a user's mistake.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    sys.argv[1:] = [word for word in sys.argv[1:] if not re.fullmatch(r"--local[_-]rank(=\d+)?", word)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with 1
+    overrides = _overrides(sys.argv[1:])
+    ConfigStore.instance().store(name="cpt_config", node=CptConfig)
+    composed = False
+
+    def task(composition: DictConfig) -> None:
+        nonlocal composed
+        try:
+            config = _typed(_on_saved_config(composition, overrides), tuple(needs))
+            validate(config)
+            composed = True
+            main(config)
+        except UserError as error:  # here, since Hydra writes a preamble of its own on an exception of the task
+            _leave(error.problems, rank, same_on_all_ranks=not composed)
+
+    try:
+        _check_overrides(overrides)
+        hydra.main(config_path=str(CONFIG_DIR), config_name="config", version_base="1.3")(task)()
+    except UserError as error:
+        _leave(error.problems, rank, same_on_all_ranks=not composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        if composed:
+            raise
+        _leave([_one_line(error)], rank, same_on_all_ranks=True)
+
+
+def _leave(problems: list[str], rank: int, same_on_all_ranks: bool) -> typing.NoReturn:
+    if rank == 0 or not same_on_all_ranks:
+        prefix = "error: " if rank == 0 else f"error (rank {rank}): "
+        for problem in problems:
+            print(prefix + problem, file=sys.stderr, flush=True)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def save_config(config: CptConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML, whole or not at all."""
+    from cpt_dist.files import atomic_write
+
+    with atomic_write(path, "w") as handle:
+        handle.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+_FLAGS_WITH_VALUE = {"-c", "--cfg", "-p", "--package", "-cn", "--config-name", "-cp", "--config-path", "-cd", "--config-dir"}
+
+
+def _overrides(words: list[str]) -> list[str]:
+    """The words that are neither a flag nor a flag's value."""
+    values = {index + 1 for index, word in enumerate(words) if word in _FLAGS_WITH_VALUE}
+    return [word for index, word in enumerate(words) if index not in values and not word.startswith("-")]
+
+
+def _missing_keys(node: Any, path: str = "") -> list[str]:
+    if isinstance(node, dict):
+        return [key for name, child in node.items() for key in _missing_keys(child, f"{path}.{name}".lstrip("."))]
+    if isinstance(node, list):
+        return [key for index, child in enumerate(node) for key in _missing_keys(child, f"{path}.{index}")]
+    return [path] if node == "???" else []
+
+
+def _typed(composition: DictConfig, needs: tuple[str, ...]) -> CptConfig:
+    missing = _missing_keys(OmegaConf.to_container(composition, resolve=False))
+    wanted = sorted(key for key in missing if any(key == n or key.startswith(n + ".") for n in needs))
+    problems = [f"{key} is missing; give it: {key}=…" for key in wanted]
+    if "stages" in needs and not composition.stages:
+        problems.append("stages is empty; choose one: stage=single, or write stages: [{name: …, tokens: …}]")
+    if problems:
+        raise UserError(problems)
+    for key in missing:
+        OmegaConf.update(composition, key, "")
+    return typing.cast(CptConfig, OmegaConf.to_object(composition))
+
+
+def _on_saved_config(composition: DictConfig, overrides: list[str]) -> DictConfig:
+    """`run_dir=X` alone means: go on with the configuration saved there, changed by the other overrides."""
+    keys = [_key(word) for word in overrides]
+    if "run_dir" not in keys or "experiment" in keys:
+        return composition
+    saved_path = Path(composition.run_dir) / "config.yaml"
+    if not saved_path.is_file():
+        return composition
+    saved = OmegaConf.merge(OmegaConf.structured(CptConfig), OmegaConf.load(saved_path))
+    assert isinstance(saved, DictConfig)
+    for key in keys:
+        target = "stages" if key == "stage" else key
+        OmegaConf.update(saved, target, OmegaConf.select(composition, target), merge=False, force_add=True)
+    return saved
+
+
+def _key(override: str) -> str:
+    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
+
+
+def _groups() -> dict[str, list[str]]:
+    folders = [path for path in sorted(CONFIG_DIR.iterdir()) if path.is_dir()]
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def _check_overrides(overrides: list[str]) -> None:
+    """Check the key of every override against the schema, and the choice of every group against the files."""
+    groups = _groups()
+    problems = []
+    for word in overrides:
+        key, equals, value = word.lstrip("+~").partition("=")
+        key = key.split("@")[0]
+        if not equals:
+            problems.append(f"'{word}' is not an override; write it as key=value")
+        elif key.startswith("hydra.") or key.startswith("hydra/"):
+            continue
+        elif key in groups:
+            chosen = [choice.strip() for choice in value.split(",")]
+            unknown = [c for c in chosen if c not in groups[key] and c != "null" and not _own_config(key, c)]
+            problems += [f"{key}={choice}: no such {key}; {nearest(choice, groups[key])}" for choice in unknown]
+        else:
+            problem = _unknown_key(key.split("."), CptConfig, [])
+            if problem:
+                problems.append(f"{word}: {problem}")
+    if problems:
+        raise UserError(problems)
+
+
+def _own_config(group: str, choice: str) -> bool:
+    folders = [sys.argv[i + 1] for i, word in enumerate(sys.argv[:-1]) if word in ("--config-dir", "-cd")]
+    folders += [word.split("=", 1)[1] for word in sys.argv if word.startswith("--config-dir=")]
+    return any((Path(folder) / group / f"{choice}.yaml").is_file() for folder in folders)
+
+
+def _unknown_key(parts: list[str], schema: Any, path: list[str]) -> str | None:
+    if not parts or schema is Any:
+        return None
+    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
+    if type(None) in arguments:
+        return _unknown_key(parts, next(a for a in arguments if a is not type(None)), path)
+    if origin in (dict, list):
+        return _unknown_key(parts[1:], arguments[-1], [*path, parts[0]])
+    if dataclasses.is_dataclass(schema):
+        hints = typing.get_type_hints(schema)
+        if parts[0] not in hints:
+            known = list(hints) + (list(_groups()) if not path else [])
+            where = f"'{'.'.join(path)}' has no key '{parts[0]}'" if path else f"there is no key '{parts[0]}'"
+            return f"{where}; {nearest(parts[0], known)}"
+        return _unknown_key(parts[1:], hints[parts[0]], [*path, parts[0]])
+    return f"'{'.'.join(path)}' is a single value and has no key '{parts[0]}'"
+
+
+def _one_line(error: BaseException) -> str:
+    """Hydra's and OmegaConf's messages, with the nearest known key, on one line."""
+    text = str(error)
+    key = getattr(error, "full_key", None) or _found(r"full_key: (\S+)", text)
+    unknown = _found(r"Key '([^']+)' (?:not in|is not in struct)", text)
+    if unknown:
+        problem = _unknown_key(str(key or unknown).split("."), CptConfig, [])
+        if problem:
+            return f"{key or unknown}: {problem}"
+    first = " ".join(line.strip() for line in text.splitlines() if line.strip() and "object_type" not in line)
+    if error.__cause__ is not None and str(error.__cause__) not in text:
+        first += f": {str(error.__cause__).splitlines()[0]}"
+    return first
+
+
+def _found(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text)
+    return match[1] if match else None

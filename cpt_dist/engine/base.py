@@ -1,0 +1,72 @@
+"""The one interface of all engines.
+
+An engine owns how parameters, gradients and optimizer state are spread over the ranks. It does not know schedules,
+stages, files or samples: the trainer hands it batches and a learning rate, the checkpoint store takes the tensors
+that it names.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from cpt_dist.data.batches import Batch
+from cpt_dist.engine.distributed import World
+from cpt_dist.model.packed import PackedCausalLM
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Engine(ABC):
+    """A model and its optimizer, spread over the ranks of `world`."""
+
+    name: str
+    world: World
+    model: PackedCausalLM
+    compute_dtype: torch.dtype
+
+    @abstractmethod
+    def forward_backward(self, batch: Batch, divisor: int, last: bool) -> torch.Tensor:
+        """Add the gradients of one micro-batch.
+
+        The loss is the sum of the batch's nll divided by `divisor`, the number of target tokens of the whole
+        optimizer step over all ranks and micro-batches, so that accumulation and world size change nothing. `last`
+        marks the step's last micro-batch. Every rank must call it equally often. Returns the nll [tokens] in fp32.
+        """
+
+    @abstractmethod
+    def step(self, learning_rate: float) -> float:
+        """Clip the gradients, make one AdamW step, drop the gradients. Returns the global L2 norm before clipping."""
+
+    @abstractmethod
+    def nll(self, batch: Batch) -> torch.Tensor:
+        """The nll [tokens] in fp32 without gradients. Every rank must call it equally often."""
+
+    @abstractmethod
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """The logits [tokens, vocab] in fp32 of a batch that is the same on every rank."""
+
+    @abstractmethod
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """Every master weight (`model.<name>`) and Adam moment (`optimizer.exp_avg.<name>`, …) in fp32.
+
+        The names are those of the Hugging Face model, the shapes the whole tensors'; each value is something that
+        torch.distributed.checkpoint saves, and fills in place on a load: a plain tensor, a DTensor or a FlatShard.
+        """
+
+    @abstractmethod
+    def state_loaded(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
+        """Take over `tensors`, a result of `state_tensors` that a checkpoint has filled, after `num_steps` steps."""
+
+    def _named_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(self.model.hf_name(name), parameter) for name, parameter in self.model.named_parameters()]
+
+    def _model_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        device = self.world.device
+        return {
+            "input_ids": batch.input_ids.to(device, non_blocking=True),
+            "labels": batch.labels.to(device, non_blocking=True),
+            "position_ids": batch.position_ids.to(device, non_blocking=True),
+            "cu_seqlens": batch.cu_seqlens.to(device, non_blocking=True),
+        }

@@ -1,0 +1,108 @@
+"""PyTorch FSDP2: each decoder layer and the rest of the model sharded along the first axis of every parameter.
+
+One process is a mesh of one and takes the same way. Parameters, gradients and Adam moments are DTensors, which
+torch.distributed.checkpoint knows by itself. The GPU paths (mixed precision, offload) follow PyTorch's documentation
+and have not been measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+
+from cpt_dist.config import EngineConfig, OptimizerConfig
+from cpt_dist.data.batches import Batch
+from cpt_dist.engine.base import MOMENTS, Engine
+from cpt_dist.engine.distributed import World
+from cpt_dist.engine.optimizer import adamw, parameter_groups
+from cpt_dist.model.packed import PackedCausalLM
+
+
+class FsdpEngine(Engine):
+    """`model` (fp32, whole on each rank) becomes sharded in place."""
+
+    name = "fsdp"
+
+    def __init__(
+        self,
+        model: PackedCausalLM,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        world: World,
+        compute_dtype: torch.dtype,
+    ) -> None:
+        self.world, self.compute_dtype = world, compute_dtype
+        self._max_grad_norm = optimizer.max_grad_norm
+        mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+        policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+        offload: OffloadPolicy = CPUOffloadPolicy() if config.offload else OffloadPolicy()
+        if not config.offload:
+            model.to(world.device)
+        for layer in model.decoder_layers():
+            fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload)
+        fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
+        register_fsdp_forward_method(model, "logits")
+        self.model = model
+        groups = parameter_groups(model, optimizer.weight_decay)
+        self._optimizer = adamw(groups, optimizer, fused=world.device.type == "cuda" and not config.offload)
+        self._make_moments()
+
+    def _make_moments(self) -> None:
+        # AdamW makes its state in the first step; a checkpoint of step 0 and a load need it before.
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                state = self._optimizer.state[parameter]
+                state["step"] = torch.tensor(0.0, device=parameter.device if group["fused"] else "cpu")
+                for moment in MOMENTS:
+                    state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+    def forward_backward(self, batch: Batch, divisor: int, last: bool) -> torch.Tensor:
+        self.model.train()
+        # FSDP averages gradients over the ranks; the loss is a share of the global sum, so they must add up.
+        loss, nll = self.model(**self._model_inputs(batch), divisor=divisor / self.world.size)
+        loss.backward()
+        return nll
+
+    def step(self, learning_rate: float) -> float:
+        limit = self._max_grad_norm if self._max_grad_norm > 0 else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    @torch.no_grad()
+    def nll(self, batch: Batch) -> torch.Tensor:
+        self.model.eval()
+        return self.model(**self._model_inputs(batch), divisor=1.0)[1]
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> torch.Tensor:
+        self.model.eval()
+        inputs = self._model_inputs(batch)
+        del inputs["labels"]
+        return self.model.logits(**inputs)
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in self._named_parameters():
+            tensors[f"model.{name}"] = parameter.detach()
+            for moment in MOMENTS:
+                tensors[f"optimizer.{moment}.{name}"] = self._optimizer.state[parameter][moment]
+        return tensors
+
+    def state_loaded(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
+        # The tensors are the parameters and moments themselves: only the step count is left to set.
+        for state in self._optimizer.state.values():
+            state["step"].fill_(float(num_steps))

@@ -1,0 +1,122 @@
+"""DeepSpeed ZeRO, stages 0 to 3.
+
+The framework owns the learning rate, gradient accumulation and checkpoints, so DeepSpeed is configured without a
+scheduler, with one micro-batch a step, and told itself which micro-batch is the last. `zero_state.py` reads and
+writes the master weights and moments. The GPU paths (bf16, offload) follow DeepSpeed's documentation and have not been
+measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+import torch
+
+from cpt_dist.config import EngineConfig, OptimizerConfig
+from cpt_dist.data.batches import Batch
+from cpt_dist.engine.base import Engine
+from cpt_dist.engine.distributed import World
+from cpt_dist.engine.optimizer import adamw, parameter_groups
+from cpt_dist.engine.zero_state import ZeroState, zero_state
+from cpt_dist.model.packed import PackedCausalLM
+
+
+def _import_deepspeed(world: World):  # noqa: ANN202 - the module has no type
+    if world.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # Torch 2.13 warns of these two names on each of DeepSpeed's calls, in every run.
+    warnings.filterwarnings("ignore", message=r".*(all_gather_into_tensor|reduce_scatter_tensor).*", category=FutureWarning)
+    if world.device.type == "cpu":
+        # DeepSpeed would compile a shared-memory all-reduce with g++ at the start of each new machine, whose ranks
+        # spin on flags for ever once one of them is killed. gloo notices a lost rank.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig, compute_dtype: torch.dtype, world_size: int) -> dict:
+    """DeepSpeed's own configuration for ours; nothing in it is left to `auto`."""
+    zero: dict = {"stage": config.zero_stage}
+    if config.zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = False
+    if config.offload and config.zero_stage > 0:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_batch_size": world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optimizer.max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": compute_dtype is torch.bfloat16},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 60,
+        "wall_clock_breakdown": False,
+    }
+
+
+class ZeroEngine(Engine):
+    """`model` (fp32, whole on each rank) is handed to DeepSpeed, which shards it as its stage says."""
+
+    name = "zero"
+
+    def __init__(
+        self,
+        model: PackedCausalLM,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        world: World,
+        compute_dtype: torch.dtype,
+    ) -> None:
+        deepspeed = _import_deepspeed(world)
+        self.world, self.compute_dtype, self.stage = world, compute_dtype, config.zero_stage
+        deepspeed.init_distributed(dist_backend="gloo" if world.device.type == "cpu" else "nccl", verbose=False)
+        groups = parameter_groups(model, optimizer.weight_decay)
+        fused = world.device.type == "cuda" and not config.offload
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=adamw(groups, optimizer, fused=fused),
+            config=deepspeed_config(config, optimizer, compute_dtype, world.size),
+        )
+        self.model = self._engine.module
+        self._state: ZeroState = zero_state(self._optimizer, self._named_parameters(), config.zero_stage, world)
+
+    def forward_backward(self, batch: Batch, divisor: int, last: bool) -> torch.Tensor:
+        self._engine.train()
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages gradients over the ranks; the loss is a share of the global sum, so they must add up.
+        loss, nll = self._engine(**self._model_inputs(batch), divisor=divisor / self.world.size)
+        self._engine.backward(loss)
+        if not last:
+            self._engine.step()  # not at a boundary: only tells DeepSpeed that a micro-batch is over
+        return nll
+
+    def step(self, learning_rate: float) -> float:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    @torch.no_grad()
+    def nll(self, batch: Batch) -> torch.Tensor:
+        self._engine.eval()
+        return self._engine(**self._model_inputs(batch), divisor=1.0)[1]
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> torch.Tensor:
+        self._engine.eval()
+        inputs = self._model_inputs(batch)
+        inputs["labels"] = None
+        return self._engine(**inputs)
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        return self._state.tensors()
+
+    def state_loaded(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
+        self._state.take(tensors, num_steps)
