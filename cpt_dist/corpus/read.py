@@ -1,0 +1,212 @@
+"""Raw records from JSONL (plain, gzip, zstd), text, Parquet and folders saved by `datasets`.
+
+A record that has no usable text is yielded too, with the reason, so that the caller can account for every record.
+Nothing is normalised or judged here. Memory is bounded by the largest record, or by a Parquet row group.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import zstandard
+
+from cpt_dist.corpus.inputs import InputFile
+from cpt_dist.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import pyarrow
+
+READ_BYTES = 1 << 20
+BATCH_ROWS = 256
+INVALID_UTF8, INVALID_JSON, NO_TEXT = "invalid_utf8", "invalid_json", "no_text_field"
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One raw record: where it is from and its text, or why it has none."""
+
+    file: str
+    index: int
+    """Row, or line (blank ones included), counted from 0."""
+    byte: int | None
+    """Offset of a JSONL line or a text in the uncompressed file; None for tables."""
+    text: str | None
+    problem: str | None = None
+    """Why `text` is None: invalid_utf8, invalid_json or no_text_field."""
+    repaired: bool = False
+    """Whether invalid UTF-8 in `text` was replaced by U+FFFD."""
+
+
+def _damaged(path: Path, error: object) -> UserError:
+    return UserError(f"'{path}' is damaged or cut off ({error}); fetch it again")
+
+
+def _zstd_blocks(path: Path) -> Iterator[bytes]:
+    # zstandard's own stream reader ends silently where a file is cut off, and by default after its first frame.
+    with open(path, "rb") as handle:
+        frame = None
+        while block := handle.read(READ_BYTES):
+            while block:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(block)
+                block = frame.unused_data if frame.eof else b""
+                frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("the last frame has no end")
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """The uncompressed content of a file in blocks of about READ_BYTES."""
+    name = path.name.lower()
+    try:
+        if name.endswith(".zst"):
+            yield from _zstd_blocks(path)
+        else:
+            with gzip.open(path, "rb") if name.endswith(".gz") else open(path, "rb") as handle:
+                while block := handle.read(READ_BYTES):
+                    yield block
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise _damaged(path, error) from error
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, line without its LF) of every line; a line that spans blocks is joined once."""
+    parts: list[bytes] = []
+    offset = 0
+    for block in _blocks(path):
+        first, *rest = block.split(b"\n")
+        parts.append(first)
+        for part in rest:
+            line = b"".join(parts)
+            yield offset, line
+            offset += len(line) + 1
+            parts = [part]
+    if line := b"".join(parts):
+        yield offset, line
+
+
+def _decode(raw: bytes, policy: str) -> tuple[str | None, bool]:
+    try:
+        return raw.decode("utf-8"), False
+    except UnicodeDecodeError:
+        return (raw.decode("utf-8", errors="replace"), True) if policy == "replace" else (None, False)
+
+
+def _text_of(value: Any, text_field: str, policy: str) -> tuple[str | None, str | None, bool]:
+    """(text, problem, repaired) of a decoded JSON value."""
+    text = value.get(text_field) if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        return None, NO_TEXT, False
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # JSON can escape half a surrogate pair, which no UTF-8 can hold
+        if policy == "drop":
+            return None, INVALID_UTF8, False
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), None, True
+    return text, None, False
+
+
+def _read_jsonl(path: Path, text_field: str, policy: str, start: int) -> Iterator[Record]:
+    for index, (offset, line) in enumerate(_lines(path)):
+        if index < start:
+            continue
+        raw = line.removeprefix(_BOM) if index == 0 else line
+        if not raw.strip():
+            continue
+        decoded, repaired = _decode(raw, policy)
+        if decoded is None:
+            yield Record(str(path), index, offset, None, INVALID_UTF8)
+            continue
+        try:
+            value = json.loads(decoded)
+        except (ValueError, RecursionError):  # ValueError: also an integer of more than 4,300 digits
+            yield Record(str(path), index, offset, None, INVALID_JSON)
+            continue
+        text, problem, half = _text_of(value, text_field, policy)
+        yield Record(str(path), index, offset, text, problem, text is not None and (repaired or half))
+
+
+def _read_text(path: Path, text_field: str, policy: str, start: int) -> Iterator[Record]:
+    if start == 0:
+        text, repaired = _decode(b"".join(_blocks(path)).removeprefix(_BOM), policy)
+        yield Record(str(path), 0, 0, text, None if text is not None else INVALID_UTF8, repaired)
+
+
+def _text_column(path: Path, table: pyarrow.RecordBatch | pyarrow.Table, text_field: str) -> list[bytes | None]:
+    """The text column as bytes: Arrow doesn't check that its strings are UTF-8."""
+    import pyarrow as pa
+
+    column = table.column(text_field)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    try:
+        return column.cast(pa.large_binary()).to_pylist()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"'{path}': column '{text_field}' holds {column.type}, not text; set text_field") from error
+
+
+def _read_table(
+    path: Path, batches: Iterator[pyarrow.RecordBatch | pyarrow.Table], text_field: str, policy: str, start: int
+) -> Iterator[Record]:
+    index = 0
+    for batch in batches:
+        skip = min(max(start - index, 0), batch.num_rows)
+        for row, raw in enumerate(_text_column(path, batch.slice(skip), text_field), start=index + skip):
+            if raw is None:
+                yield Record(str(path), row, None, None, NO_TEXT)
+            else:
+                text, repaired = _decode(raw, policy)
+                yield Record(str(path), row, None, text, None if text is not None else INVALID_UTF8, repaired)
+        index += batch.num_rows
+
+
+def _check_column(path: Path, columns: list[str], text_field: str) -> None:
+    if text_field not in columns:
+        raise UserError(f"'{path}' has no column '{text_field}'; {nearest(text_field, columns)} (set text_field)")
+
+
+def _read_parquet(path: Path, text_field: str, policy: str, start: int) -> Iterator[Record]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            _check_column(path, file.schema_arrow.names, text_field)
+            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=[text_field])
+            yield from _read_table(path, batches, text_field, policy, start)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+
+
+def _read_dataset(path: Path, text_field: str, policy: str, start: int) -> Iterator[Record]:
+    import pyarrow as pa
+    from datasets import load_from_disk
+
+    try:
+        table = load_from_disk(str(path)).with_format("arrow")
+        _check_column(path, table.column_names, text_field)
+        batches = table.select_columns([text_field]).iter(batch_size=BATCH_ROWS)
+        yield from _read_table(path, batches, text_field, policy, start)
+    except (pa.ArrowInvalid, OSError, json.JSONDecodeError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+
+
+_READERS = {"jsonl": _read_jsonl, "text": _read_text, "parquet": _read_parquet, "dataset": _read_dataset}
+
+
+def read_records(item: InputFile, text_field: str = "text", policy: str = "drop", start: int = 0) -> Iterator[Record]:
+    """The records of one input from index `start` on, in order.
+
+    `policy` (drop or replace) says what becomes of invalid UTF-8. Blank lines of JSONL are no records. Raises
+    UserError for a damaged file, and for a table that has no column `text_field` or no text in it.
+    """
+    return _READERS[item.format](item.path, text_field, policy, start)
