@@ -1,0 +1,43 @@
+"""Where a run keeps what. docs/run_directory.md shows the tree.
+
+It names paths and appends to the metrics file; it does not decide what is written when.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cpt_dist.cli import save_config
+from cpt_dist.config import CptConfig
+from cpt_dist.files import sync_folder
+
+
+class RunDirectory:
+    """The folder of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.starts = self.path / "starts"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.model_files = self.path / "model_files"
+
+    def create(self, config: CptConfig) -> None:
+        """Make the folder and save the resolved configuration, also under the number of this start."""
+        self.starts.mkdir(parents=True, exist_ok=True)
+        number = len(list(self.starts.glob("*.yaml"))) + 1
+        save_config(config, self.starts / f"{number:04d}.yaml")
+        save_config(config, self.config)
+        sync_folder(self.path)
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Append one record to metrics.jsonl. A torn last line of a killed process is ended first."""
+        with open(self.metrics, "a+b") as handle:
+            if handle.tell():
+                handle.seek(-1, 2)
+                if handle.read(1) != b"\n":
+                    handle.write(b"\n")
+            handle.write((json.dumps(record) + "\n").encode())
