@@ -1,0 +1,147 @@
+"""The loader: from the sample order to the micro-batches of one rank, read ahead by torch's DataLoader.
+
+Step k of a stage is samples [n, n + G); their slots are permuted so that no rank sees one source only, and rank r of W
+takes slots r, r + W, …. So the set of samples in a step hangs on neither W nor the micro-batch nor the workers. It
+keeps no state: a loader made at sample n is the loader that came there (OLMo-core: `data_loader.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from cpt_dist.data.batches import Batch, TokenSource, build_batch, filler_batch
+from cpt_dist.data.order import SampleOrder, Samples
+from cpt_dist.data.packing import ConcatAndChunk
+from cpt_dist.data.permutation import Permutation, derive_key
+from cpt_dist.errors import UserError
+
+_MICRO_BATCHES_AHEAD = 4
+
+
+class _MicroBatches(Dataset[Batch | UserError]):
+    """Map-style: index -> micro-batch of one rank, counted from the first step; a pure function of the index.
+
+    A damaged shard is handed over as the error itself: one raised in a worker comes out as a text with a traceback.
+    """
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        sources: Sequence[TokenSource],
+        stage: int,
+        rank: int,
+        world_size: int,
+        micro_batch: int,
+        first_sample: int,
+    ) -> None:
+        self._order, self._sources, self._rank, self._world_size = order, list(sources), rank, world_size
+        self._micro_batch, self._first_sample = micro_batch, first_sample
+        self._batch_samples = order.stages[stage].batch_samples
+        rows_of_a_rank = -(-self._batch_samples // world_size)
+        self.per_step = -(-rows_of_a_rank // micro_batch)
+        self.num_steps = (order.stage_starts[stage + 1] - first_sample) // self._batch_samples
+        self._plans = [ConcatAndChunk(source.shard_tokens, order.stages[stage].seq_len) for source in sources]
+        self._step: tuple[int, np.ndarray, Samples] | None = None
+
+    def __len__(self) -> int:
+        return self.num_steps * self.per_step
+
+    def __getitem__(self, index: int) -> Batch | UserError:
+        step, number = divmod(index, self.per_step)
+        if self._step is None or self._step[0] != step:
+            first = self._first_sample + step * self._batch_samples
+            samples = self._order.samples(first, self._batch_samples)
+            slots = rank_slots(self._order.seed, first, self._batch_samples, self._rank, self._world_size)
+            self._step = (step, slots, samples)
+        _, slots, samples = self._step
+        places = slots[number * self._micro_batch : (number + 1) * self._micro_batch]
+        if not places.size:
+            return filler_batch()
+        sample_ids = self._first_sample + step * self._batch_samples + places
+        try:
+            return build_batch(self._sources, self._plans, samples.source[places], samples.row[places], sample_ids)
+        except UserError as error:
+            return error
+
+
+def rank_slots(seed: int, first_sample: int, batch_samples: int, rank: int, world_size: int) -> np.ndarray:
+    """Offsets from `first_sample` of the samples that a rank takes, in its order: int64 [rows of the rank]."""
+    slots = Permutation(batch_samples, derive_key("slots", seed, first_sample))
+    return slots(np.arange(rank, batch_samples, world_size, dtype=np.int64))
+
+
+class StepLoader:
+    """Iterates over the optimizer steps left of a stage; each is the list of micro-batches of this rank.
+
+    `sources` are in the order of `order.source_names`. `first_sample` (default: the stage's first) is the global index
+    at which the step to begin with starts. All ranks give equally many micro-batches; a rank or micro-batch without
+    rows gives `filler_batch()`. The batches are the same for any `num_workers`. Raises UserError where there are more
+    ranks than rows in a batch and, while iterating, for a damaged shard; ValueError for a `first_sample` that is no
+    step boundary of the stage.
+    """
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        sources: Sequence[TokenSource],
+        *,
+        stage: int,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batch: int = 1,
+        num_workers: int = 0,
+        first_sample: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        plan, start = order.stages[stage], order.stage_starts[stage]
+        plan.check_world_size(world_size)
+        first_sample = start if first_sample is None else first_sample
+        if not start <= first_sample <= order.stage_starts[stage + 1] or (first_sample - start) % plan.batch_samples:
+            raise ValueError(f"sample {first_sample} is no step boundary of stage '{plan.name}'")
+        self._batches = _MicroBatches(order, sources, stage, rank, world_size, micro_batch, first_sample)
+        self._num_workers, self._pin_memory = num_workers, pin_memory
+        self.wait_seconds = 0.0
+        """Time that the iterating program spent waiting for micro-batches, since the loader was made."""
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Length of each list: equal on all ranks."""
+        return self._batches.per_step
+
+    def __len__(self) -> int:
+        """Steps from `first_sample` to the end of the stage."""
+        return self._batches.num_steps
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        loader = DataLoader(
+            self._batches,
+            batch_size=None,
+            num_workers=self._num_workers,
+            prefetch_factor=_MICRO_BATCHES_AHEAD if self._num_workers else None,
+            pin_memory=self._pin_memory,
+            worker_init_fn=_one_thread,
+            # Else it draws a seed from torch's global generator, and a resumed run has other random numbers.
+            generator=torch.Generator(),
+        )
+        batches = iter(loader)
+        for _ in range(len(self)):
+            begin = time.perf_counter()
+            step = [_unless_error(next(batches)) for _ in range(self.micro_batches_per_step)]
+            self.wait_seconds += time.perf_counter() - begin
+            yield step
+
+
+def _unless_error(item: Batch | UserError) -> Batch:
+    if isinstance(item, UserError):
+        raise item
+    return item
+
+
+def _one_thread(_worker: int) -> None:
+    """Workers copy memory; more threads in each would take the cores from the model."""
+    torch.set_num_threads(1)
