@@ -1,0 +1,53 @@
+"""Models as the callable that `bits_per_byte` wants.
+
+`packed_scorer` is the way of the programs. `plain_scorer` asks any `AutoModelForCausalLM` one piece at a time, with
+nothing of ours in between: slower, for models that `cpt_dist.model` can't patch, and the reference in tests. An
+engine in training needs no scorer: its `nll` is one but for the batch around it.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import nn
+
+from cpt_dist.evaluation.bits_per_byte import IGNORED, Score
+
+
+def packed_scorer(model: nn.Module, device: torch.device | str = "cpu") -> Score:
+    """Score with a `cpt_dist.model.packed.PackedCausalLM`, which must be on `device` and in eval mode."""
+
+    @torch.no_grad()
+    def score(
+        input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor
+    ) -> torch.Tensor:
+        _, nll = model(
+            input_ids=input_ids.to(device),
+            labels=labels.to(device),
+            position_ids=position_ids.to(device),
+            cu_seqlens=cu_seqlens.to(device),
+            divisor=1,
+        )
+        return nll
+
+    return score
+
+
+def plain_scorer(model: nn.Module, device: torch.device | str = "cpu") -> Score:
+    """Score with a transformers causal language model, which must be on `device` and in eval mode."""
+
+    @torch.no_grad()
+    def score(
+        input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor
+    ) -> torch.Tensor:
+        nll = torch.zeros(len(input_ids), dtype=torch.float32, device=device)
+        bounds = cu_seqlens.tolist()
+        for start, stop in itertools.pairwise(bounds):
+            logits = model(input_ids=input_ids[None, start:stop].to(device), use_cache=False).logits[0]
+            nll[start:stop] = nn.functional.cross_entropy(
+                logits.float(), labels[start:stop].to(device), ignore_index=IGNORED, reduction="none"
+            )
+        return nll
+
+    return score
