@@ -39,9 +39,11 @@ def tokenizer_fingerprint(folder: str | Path) -> str:
         raise UserError(f"'{path}' does not exist; give a folder of a fast tokenizer (data.tokenizer)")
     try:
         content = json.loads(path.read_bytes())
-        return fingerprint({key: value for key, value in content.items() if key not in ("padding", "truncation")})
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"'{path}' is no tokenizer ({error}); fetch it again") from error
+    except ValueError as error:
+        raise UserError(f"'{path}' is no JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UserError(f"'{path}' describes no tokenizer (it has no object 'model'); fetch it again")
+    return fingerprint({key: value for key, value in content.items() if key not in ("padding", "truncation")})
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -66,8 +68,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 @dataclass
-class _Shard:
-    """One shard file, mapped when first touched; `sections` is name -> (dtype, first byte, one past the last)."""
+class ShardFile:
+    """One shard file and its entry in the manifest, mapped and checked when first touched.
+
+    `sections` is name -> (dtype, first byte, one past the last byte); `verified` is bool [num_blocks].
+    """
 
     path: Path
     entry: dict[str, Any]
@@ -80,9 +85,10 @@ class _Shard:
         return {"path": self.path, "entry": self.entry, "source": self.source}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]  # a copy in another process maps and verifies for itself
+        # A copy in another process maps the file and verifies it for itself.
+        self.__dict__.update(state, memory=None, sections={}, verified=np.zeros(0, dtype=bool))
 
-    def refuse(self, what: str) -> UserError:
+    def _refuse(self, what: str) -> UserError:
         return UserError(
             f"source '{self.source}': {self.path.name} {what}; fetch it again, "
             f"or remove '{self.path.parent}' and run launch/prepare.py"
@@ -95,10 +101,10 @@ class _Shard:
         try:
             size = self.path.stat().st_size
             if size != self.entry["bytes"]:
-                raise self.refuse(f"has {size} bytes but its manifest says {self.entry['bytes']}")
+                raise self._refuse(f"has {size} bytes but its manifest says {self.entry['bytes']}")
             memory = np.memmap(self.path, dtype=np.uint8, mode="r")
         except OSError as error:
-            raise self.refuse(f"cannot be read ({error.strerror})") from error
+            raise self._refuse(f"cannot be read ({error.strerror})") from error
         self.verified = np.zeros(len(self.entry["blocks"]), dtype=bool)
         self._verify(memory, 0, 1)
         header_bytes = int.from_bytes(memory[:8].tobytes(), "little")
@@ -117,12 +123,13 @@ class _Shard:
         for block in range(first // BLOCK_BYTES, min(-(-last // BLOCK_BYTES), len(self.verified))):
             if not self.verified[block]:
                 content = memory[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
-                found, expected = xxhash.xxh3_64_hexdigest(content), self.entry["blocks"][block]
+                found, expected = xxhash.xxh3_64_hexdigest(content.data), self.entry["blocks"][block]
                 if found != expected:
-                    raise self.refuse(f"block {block} has checksum {found} but its manifest says {expected}")
+                    raise self._refuse(f"block {block} has checksum {found} but its manifest says {expected}")
                 self.verified[block] = True
 
     def verify_all(self) -> None:
+        """Check every block now."""
         memory = self.open()
         self._verify(memory, 0, len(memory))
 
@@ -147,7 +154,7 @@ class Source:
         self.separator_id: int = manifest["tokenizer"]["separator_id"]
         self.shard_tokens: np.ndarray = np.array([entry["tokens"] for entry in manifest["shards"]], dtype=np.int64)
         """int64 [num_shards]: tokens in each shard."""
-        self._shards = [_Shard(folder / entry["file"], entry, self.name) for entry in manifest["shards"]]
+        self._shards = [ShardFile(folder / entry["file"], entry, self.name) for entry in manifest["shards"]]
 
     @classmethod
     def open(cls, folder: str | Path, tokenizer_fingerprint: str | None = None, verify: str = "read") -> Source:
@@ -228,15 +235,28 @@ def read_held_out(folder: str | Path) -> Iterator[HeldOutDocument]:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    paths = []
-    for entry in manifest["held_out"]:
+    return merge_held_out(folder, manifest["source"], manifest["held_out"])
+
+
+def merge_held_out(folder: Path, source: str, entries: list[dict[str, Any]]) -> Iterator[HeldOutDocument]:
+    """The documents of the held-out files that manifest `entries` name, ordered by id, after a check of each file."""
+    for entry in entries:
         path = folder / entry["file"]
         found = file_checksum(path) if path.is_file() else "none (no such file)"
         if found != entry["xxh3"]:
             raise UserError(
-                f"source '{manifest['source']}': {path.name} has checksum {found} but its manifest says "
-                f"{entry['xxh3']}; fetch it again, or remove '{folder}' and run launch/prepare.py"
+                f"source '{source}': {path.name} has checksum {found} but its manifest says {entry['xxh3']}; "
+                f"fetch it again, or remove '{folder}' and run launch/prepare.py"
             )
-        paths.append(path)
     # Each file is sorted, so a merge gives the order of all while holding one document of each.
-    return heapq.merge(*(_held_out_lines(path) for path in paths), key=lambda document: document.id)
+    return heapq.merge(*(_held_out_lines(folder / entry["file"]) for entry in entries), key=lambda d: d.id)
+
+
+def recorded_ids(folder: Path, source: str, shards: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> set[bytes]:
+    """The ids (16 bytes each) of all documents in the shards and held-out files that manifest entries name."""
+    ids: set[bytes] = set()
+    for entry in shards:
+        raw = ShardFile(folder / entry["file"], entry, source).read("doc_id", 0, 16 * entry["documents"]).tobytes()
+        ids.update(raw[at : at + 16] for at in range(0, len(raw), 16))
+    ids.update(bytes.fromhex(document.id) for document in merge_held_out(folder, source, held_out))
+    return ids

@@ -1,0 +1,301 @@
+"""Raw text to complete sources: read, normalise, deduplicate, hold out, tokenise, write shards.
+
+One process reads, and the tokenizer uses all cores. A source is finished part by part (`journal.py`), so a killed
+run goes on from its last whole part, and its files are the same bytes as those of a run that was never killed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpt_dist.config import CptConfig, SourceConfig, parse_quantity
+from cpt_dist.corpus.inputs import InputFile, InputState, find_inputs, input_state
+from cpt_dist.data.documents import Counts, Fate, Rules, batches, fates
+from cpt_dist.data.journal import Journal, difference, locked
+from cpt_dist.data.prepare_display import PrepareDisplay
+from cpt_dist.data.shard_writer import Part, write_held_out, write_provenance, write_shard
+from cpt_dist.data.shards import FORMAT, MANIFEST, read_manifest, recorded_ids
+from cpt_dist.data.tokenizer import DocumentTokenizer
+from cpt_dist.errors import UserError
+from cpt_dist.files import fingerprint, write_json
+
+HELD_OUT_PART_BYTES = 256 << 20
+NORMALISATION = "nfc/1"
+_OWN_FILE = re.compile(r"\..*\.tmp\.\d+|(shard|provenance|held_out)-\d{5}\..*")
+_PART_FILES = {"shard": "shards", "held_out": "held_out", "provenance": "provenance"}
+"""Key of a journal line -> key of the manifest that lists those files."""
+
+
+@dataclass(frozen=True)
+class PreparedSource:
+    """A complete source: its folder, its manifest, and whether this run found it complete already."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    was_complete: bool
+
+
+@dataclass
+class _Task:
+    """What is to be done for one source."""
+
+    name: str
+    config: SourceConfig
+    folder: Path
+    inputs: list[InputFile]
+    rules: Rules
+    shard_tokens: int
+    tokenizer: DocumentTokenizer
+
+    def header(self, states: list[InputState], against: dict[str, str]) -> dict[str, Any]:
+        """Everything that the shards depend on; the first part of the manifest.
+
+        `against` maps each earlier source of the run to its fingerprint.
+        """
+        return {
+            "format": FORMAT,
+            "source": self.name,
+            "role": self.config.role,
+            "licence": self.config.licence,
+            "language": self.config.language,
+            "tokenizer": {
+                "fingerprint": self.tokenizer.fingerprint,
+                "vocab_size": self.tokenizer.vocab_size,
+                "separator_id": self.tokenizer.separator_id,
+                "bos_id": self.tokenizer.bos_id,
+            },
+            "dtype": self.tokenizer.dtype.__name__,
+            "pipeline": {
+                "normalisation": NORMALISATION,
+                **vars(self.rules),
+                "shard_tokens": self.shard_tokens,
+                "inputs": {state.file: {"bytes": state.bytes, "xxh3": state.checksum} for state in states},
+                "deduplicated_against": against,
+            },
+        }
+
+    def states(self, journal: Journal) -> list[InputState]:
+        """The state of each input now; only those that changed since the journal was begun are read."""
+        times = journal.header["times"] if journal.header else {}
+        old = journal.header["pipeline"]["inputs"] if journal.header else {}
+        known = {name: InputState(name, old[name]["bytes"], times[name], old[name]["xxh3"]) for name in old}
+        return [input_state(item, known.get(str(item.path))) for item in self.inputs]
+
+
+def prepare(config: CptConfig) -> list[PreparedSource]:
+    """Prepare every source of `config.data.sources`, in their order; print progress and a table of counts.
+
+    A document found in several sources stays in the first. Raises UserError for raw files that are missing, damaged
+    or of an unknown format, a source of which nothing is kept, a folder prepared with other settings or inputs, and
+    a folder that another process is writing.
+    """
+    tasks = _plan(config)
+    _refuse_other_settings(tasks)
+    finished: list[PreparedSource] = []
+    seen: set[bytes] = set()
+    num_loaded = 0
+    with PrepareDisplay() as display:
+        for task in tasks:
+            against = {done.folder.name: done.manifest["fingerprint"] for done in finished}
+            task.folder.mkdir(parents=True, exist_ok=True)
+            with locked(task.folder):
+                complete = _complete(task, against)
+                if complete is None:
+                    for done in finished[num_loaded:]:
+                        if done.was_complete:
+                            seen |= _ids(done.folder, done.manifest)
+                    num_loaded = len(finished)
+                    complete = _prepare_source(task, against, seen, display)
+            finished.append(complete)
+    display.table([(done.manifest, done.was_complete, done.folder) for done in finished])
+    return finished
+
+
+def _plan(config: CptConfig) -> list[_Task]:
+    data = config.data
+    if not data.sources:
+        raise UserError("data.sources is empty; name at least one source with its raw files (data=…)")
+    problems: list[str] = []
+    found: dict[str, list[InputFile]] = {}
+    for name, source in data.sources.items():
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            problems.append(f"data.sources: '{name}' can't name a folder; use letters, digits, '_', '-' and '.'")
+        try:
+            found[name], passed_over = find_inputs(source.raw, f"data.sources.{name}.raw")
+            if passed_over:
+                print(
+                    f"source '{name}': passed over {len(passed_over)} file(s) of unknown format, first {passed_over[0]}"
+                )
+        except UserError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise UserError(problems)
+    tokenizer = DocumentTokenizer(data.tokenizer, data.separator)
+    shard_tokens = parse_quantity(data.shard_tokens, "data.shard_tokens")
+    return [
+        _Task(
+            name=name,
+            config=source,
+            folder=Path(data.shards) / name,
+            inputs=found[name],
+            rules=Rules(source.text_field, data.invalid_utf8, data.min_bytes, data.held_out_fraction),
+            shard_tokens=shard_tokens,
+            tokenizer=tokenizer,
+        )
+        for name, source in data.sources.items()
+    ]
+
+
+def _recorded_header(task: _Task, journal: Journal) -> dict[str, Any] | None:
+    """The header that work in the folder was begun or completed with, None where nothing of worth is there."""
+    if (task.folder / MANIFEST).is_file():
+        return read_manifest(task.folder)
+    return journal.header if journal.parts else None
+
+
+def _difference(task: _Task, recorded: dict[str, Any], header: dict[str, Any]) -> str | None:
+    return difference({key: recorded.get(key) for key in header}, header)
+
+
+def _refused(task: _Task, what: str) -> UserError:
+    return UserError(
+        f"source '{task.name}': '{task.folder}' was prepared with other settings or inputs: {what}; "
+        "choose another data.shards or remove the folder"
+    )
+
+
+def _refuse_other_settings(tasks: list[_Task]) -> None:
+    """Refuse all folders of other settings now, not each after the work on those before it."""
+    problems: list[str] = []
+    for task in tasks:
+        if not task.folder.exists():
+            continue
+        journal = Journal(task.folder)
+        recorded = _recorded_header(task, journal)
+        strangers = [path.name for path in sorted(task.folder.iterdir()) if not _OWN_FILE.fullmatch(path.name)]
+        if recorded is None and journal.header is None and strangers:
+            problems.append(
+                f"source '{task.name}': '{task.folder}' holds files that launch/prepare.py didn't write "
+                f"({strangers[0]}); choose another data.shards"
+            )
+        elif recorded is not None:
+            against = recorded["pipeline"]["deduplicated_against"]  # known only once the sources before are done
+            what = _difference(task, recorded, task.header(task.states(journal), against))
+            if what:
+                problems.extend(_refused(task, what).problems)
+    if problems:
+        raise UserError(problems)
+
+
+def _complete(task: _Task, against: dict[str, str]) -> PreparedSource | None:
+    if not (task.folder / MANIFEST).is_file():
+        return None
+    manifest = read_manifest(task.folder)
+    what = difference(manifest["pipeline"]["deduplicated_against"], against, "the sources before it")
+    if what:
+        raise _refused(task, what)
+    return PreparedSource(task.folder, manifest, was_complete=True)
+
+
+def _ids(folder: Path, manifest: dict[str, Any]) -> set[bytes]:
+    return recorded_ids(folder, manifest["source"], manifest["shards"], manifest["held_out"])
+
+
+def _files(parts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The manifest's lists of files from the journal's lines."""
+    return {plural: [part[kind] for part in parts if part[kind]] for kind, plural in _PART_FILES.items()}
+
+
+def _begin(task: _Task, against: dict[str, str]) -> Journal:
+    """The journal to go on with; files that it doesn't record (of a part cut short) are removed."""
+    journal = Journal(task.folder)
+    states = task.states(journal)
+    header = task.header(states, against)
+    if journal.parts and journal.header is not None:
+        what = _difference(task, journal.header, header)
+        if what:
+            raise _refused(task, what)
+    recorded = {entry["file"] for entries in _files(journal.parts).values() for entry in entries}
+    for path in task.folder.iterdir():
+        if _OWN_FILE.fullmatch(path.name) and path.name not in recorded:
+            path.unlink()
+    if not journal.parts:
+        journal.path.unlink(missing_ok=True)
+        journal = Journal(task.folder)
+        journal.begin({**header, "times": {state.file: state.changed_ns for state in states}})
+    return journal
+
+
+def _prepare_source(task: _Task, against: dict[str, str], seen: set[bytes], display: PrepareDisplay) -> PreparedSource:
+    display.begin(task.name, task.inputs)
+    journal = _begin(task, against)
+    counts, start = Counts(), (0, 0)
+    if journal.parts:
+        files = _files(journal.parts)
+        seen |= recorded_ids(task.folder, task.name, files["shards"], files["held_out"])
+        counts, start = Counts(**journal.parts[-1]["counts"]), tuple(journal.parts[-1]["next"])
+    display.resumed(counts, start)
+    _write_parts(task, journal, counts, batches(fates(task.inputs, task.rules, seen, start)), display.advance)
+    if counts.kept == 0:
+        shutil.rmtree(task.folder)
+        reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.dropped.items())) or "none"
+        raise UserError(
+            f"source '{task.name}': nothing is left to train on (read {counts.read}, held out {counts.held_out}, "
+            f"dropped: {reasons}); check data.sources.{task.name}.raw and text_field, data.min_bytes and "
+            "data.held_out_fraction"
+        )
+    return PreparedSource(task.folder, _finish(task, journal, counts, against), was_complete=False)
+
+
+def _write_parts(
+    task: _Task, journal: Journal, counts: Counts, stream: Any, advance: Callable[[Counts, Fate], None]
+) -> None:
+    """Tokenise batches of fates and close a part at each `shard_tokens`; `counts` follows record by record."""
+    part = Part(task.tokenizer.dtype)
+    fate = None
+    for batch in stream:
+        texts = [fate.document.text for fate in batch if fate.document and not fate.held_out]
+        token_ids = iter(task.tokenizer.encode_batch(texts))
+        for fate in batch:
+            counts.add(fate)
+            if fate.held_out:
+                part.hold_out(fate.document)
+            elif fate.document:
+                part.add(fate.document, next(token_ids))
+                counts.tokens += len(part.tokens[-1])
+            if part.num_tokens >= task.shard_tokens or part.held_out_bytes >= HELD_OUT_PART_BYTES:
+                _close_part(task, journal, part, counts, fate)
+                part = Part(task.tokenizer.dtype)
+        advance(counts, batch[-1])
+    if fate is not None and (part.documents or part.held_out):
+        _close_part(task, journal, part, counts, fate)
+
+
+def _close_part(task: _Task, journal: Journal, part: Part, counts: Counts, last: Fate) -> None:
+    files = _files(journal.parts)
+    line: dict[str, Any] = {"shard": None, "held_out": None, "provenance": None}
+    if part.held_out:
+        path = task.folder / f"held_out-{len(files['held_out']):05d}.jsonl.zst"
+        line["held_out"] = write_held_out(path, part, task.name)
+    if part.documents:
+        number = f"{len(files['shards']):05d}"
+        path = task.folder / f"provenance-{number}.parquet"
+        line["provenance"] = write_provenance(path, part, task.name, task.config.licence, task.config.language)
+        line["shard"] = write_shard(task.folder / f"shard-{number}.safetensors", part)
+    journal.add({**line, "next": [last.next_input, last.next_record], "counts": counts.as_json()})
+
+
+def _finish(task: _Task, journal: Journal, counts: Counts, against: dict[str, str]) -> dict[str, Any]:
+    assert journal.header is not None
+    manifest = {key: value for key, value in journal.header.items() if key != "times"}
+    number = counts.as_json()
+    manifest["counts"] = {key: number[key] for key in ("read", "kept", "held_out", "dropped", "repaired_utf8")}
+    manifest.update(tokens=counts.tokens, documents=counts.kept, text_bytes=counts.bytes, **_files(journal.parts))
+    manifest["fingerprint"] = fingerprint(manifest)
+    write_json(task.folder / MANIFEST, manifest)
+    return manifest

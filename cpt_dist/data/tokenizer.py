@@ -1,0 +1,86 @@
+"""The model's fast tokenizer as prepare uses it: text in, token ids of a whole document out.
+
+It needs the `tokenizers` library alone, not transformers. Text is text: a document that spells out a special token
+such as <|endoftext|> gets the tokens of those characters, not the special token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from cpt_dist.data.shards import tokenizer_fingerprint
+from cpt_dist.errors import UserError, nearest
+
+_PROBE = "a"
+
+
+def _special_name(value: Any) -> str | None:
+    return value.get("content") if isinstance(value, dict) else value
+
+
+class DocumentTokenizer:
+    """Makes a document's tokens: [BOS, where the tokenizer itself adds one] text [separator].
+
+    Raises UserError where the folder has no readable tokenizer.json, and where the separator is neither given nor
+    the eos_token of tokenizer_config.json, or isn't in the vocabulary.
+    """
+
+    def __init__(self, folder: str | Path, separator: str | None = None) -> None:
+        folder = Path(folder)
+        self.fingerprint = tokenizer_fingerprint(folder)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        settings = _read_settings(folder)
+        self.bos_id = self._find_bos(settings)
+        self.separator_id = self._find_separator(separator, settings, folder)
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        """One past the largest token id."""
+        self.dtype: type[np.unsignedinteger] = np.uint16 if self.vocab_size < 65536 else np.uint32
+
+    def _find_bos(self, settings: dict[str, Any]) -> int | None:
+        name = _special_name(settings.get("bos_token"))
+        if settings.get("add_bos_token") is True and name is not None:
+            return self._tokenizer.token_to_id(name)
+        if settings.get("add_bos_token") is False:
+            return None
+        with_special = self._tokenizer.encode(_PROBE, add_special_tokens=True).ids
+        plain = self._tokenizer.encode(_PROBE, add_special_tokens=False).ids
+        before = next((i for i in range(len(with_special)) if with_special[i : i + len(plain)] == plain), 0)
+        return with_special[0] if before > 0 else None
+
+    def _find_separator(self, given: str | None, settings: dict[str, Any], folder: Path) -> int:
+        name = given if given is not None else _special_name(settings.get("eos_token"))
+        if name is None:
+            path = folder / "tokenizer_config.json"
+            raise UserError(f"'{path}' names no eos_token; set data.separator to the token that ends a document")
+        found = self._tokenizer.token_to_id(name)
+        if found is None:
+            added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+            key = "data.separator" if given is not None else "eos_token"
+            raise UserError(f"{key}: '{name}' is not in the vocabulary of '{folder}'; {nearest(name, added)}")
+        return found
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, BOS and separator included; on all cores unless TOKENIZERS_PARALLELISM=false."""
+        start = [] if self.bos_id is None else [self.bos_id]
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [[*start, *encoding.ids, self.separator_id] for encoding in encodings]
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"'{path}' is no JSON ({error}); fetch it again") from error
