@@ -71,14 +71,6 @@ def _leave(problems: list[str], rank: int, same_on_all_ranks: bool) -> typing.No
     sys.exit(EXIT_USER_ERROR)
 
 
-def save_config(config: CptConfig, path: Path) -> None:
-    """Write the resolved configuration as YAML, whole or not at all."""
-    from cpt_dist.files import atomic_write
-
-    with atomic_write(path, "w") as handle:
-        handle.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
-
-
 _FLAGS_WITH_VALUE = {"-c", "--cfg", "-p", "--package", "-cn", "--config-name", "-cp", "--config-path", "-cd", "--config-dir"}
 
 

@@ -6,7 +6,7 @@ from cpt_dist.config import CptConfig
 
 def main(config: CptConfig) -> None:
     """Consolidate the checkpoint that the configuration names and print what was written."""
-    from cpt_dist.training.consolidation import consolidate_run
+    from cpt_dist.checkpoint.consolidate import consolidate_run
 
     consolidate_run(config)
 

@@ -8,6 +8,7 @@ training model recorded in the checkpoint; a difference removes the result. It r
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +19,18 @@ import torch
 from cpt_dist.checkpoint.dcp import SafeReader
 from cpt_dist.checkpoint.safetensors_stream import TensorSpec, split_into_files, write_stream
 from cpt_dist.checkpoint.store import CheckpointStore, Probe
+from cpt_dist.config import CptConfig, parse_quantity
 from cpt_dist.errors import UserError
 from cpt_dist.files import sync_folder, write_json
 from cpt_dist.model.model_files import copy_model_files, write_export_config
+from cpt_dist.run_directory import RunDirectory
 
 PREFIX = "model."
 LOGIT_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
 """Largest difference of logits, relative to their largest magnitude, after a write in this type."""
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Consolidated:
     num_tensors: int
     num_bytes: int
     largest_tensor_bytes: int
+    streaming_peak_bytes: int
+    """Most memory resident in this process until the weights were written, the interpreter and torch included."""
     logit_difference: float | None
     """Largest difference of logits relative to their largest magnitude; None where the checkpoint has no probe."""
 
@@ -51,14 +59,15 @@ def resolve_step(store: CheckpointStore, wanted: str) -> int:
 
 
 def consolidate(
-    store: CheckpointStore, step: int, model_files: Path, out: Path, dtype: torch.dtype, max_shard_bytes: int
+    store: CheckpointStore, step: int, model_files: Path, out: Path, dtype_name: str, max_shard_bytes: int
 ) -> Consolidated:
-    """Write the model of checkpoint `step` to `out`, whole or not at all.
+    """Write the model of checkpoint `step` to `out` in `dtype_name` (fp32 or bf16), whole or not at all.
 
     `model_files` holds the base model's config.json and tokenizer files. Memory holds one tensor at a time; the check
     at the end loads the model. Raises UserError for a damaged checkpoint, an `out` that holds something else, or
     logits that differ.
     """
+    dtype = DTYPES[dtype_name]
     store.verify(step)
     if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
         raise UserError(f"consolidate.out: {out} holds something that is no model; give another folder")
@@ -67,8 +76,9 @@ def consolidate(
     temporary.mkdir(parents=True)
     try:
         specs = _write_weights(SafeReader(store.path(step) / "state"), temporary, dtype, max_shard_bytes)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         copy_model_files(model_files, temporary)
-        write_export_config(temporary, dtype)
+        write_export_config(temporary, dtype_name)
         probe = store.probe(step)
         difference = logit_difference(temporary, probe, dtype) if probe is not None else None
         if difference is not None and not difference <= LOGIT_TOLERANCE[dtype]:
@@ -80,7 +90,7 @@ def consolidate(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sizes = [spec.num_bytes for spec in specs]
-    return Consolidated(out, step, len(specs), sum(sizes), max(sizes), difference)
+    return Consolidated(out, step, len(specs), sum(sizes), max(sizes), peak, difference)
 
 
 def _write_weights(reader: SafeReader, folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> list[TensorSpec]:
@@ -136,3 +146,25 @@ def _replace_folder(new: Path, target: Path) -> None:
     os.replace(new, target)
     sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def consolidate_run(config: CptConfig) -> Consolidated:
+    """Consolidate the checkpoint that `config.consolidate` names and print what was written."""
+    run = RunDirectory(config.run_dir)
+    wanted = config.consolidate
+    if not run.model_files.is_dir():
+        raise UserError(f"run_dir: {run.path} is no run directory (it has no model_files); give the folder of a run")
+    store = CheckpointStore(run.checkpoints)
+    step = resolve_step(store, wanted.step)
+    max_bytes = parse_quantity(wanted.max_shard_size, "consolidate.max_shard_size")
+    done = consolidate(store, step, run.model_files, Path(wanted.out), wanted.dtype, max_bytes)
+    print(
+        f"{done.folder}: step {done.step}, {done.num_tensors} tensors, {done.num_bytes / 1e6:.1f} MB of {wanted.dtype}; "
+        f"peak memory while writing {done.streaming_peak_bytes / 1e6:.0f} MB "
+        f"(largest tensor {done.largest_tensor_bytes / 1e6:.1f} MB)"
+    )
+    if done.logit_difference is None:
+        print("the checkpoint has no probe: logits were not compared")
+    else:
+        print(f"loaded with transformers; logits equal the training model's to {done.logit_difference:.1e} relative")
+    return done

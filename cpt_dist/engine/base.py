@@ -40,12 +40,17 @@ class Engine(ABC):
         """Clip the gradients, make one AdamW step, drop the gradients. Returns the global L2 norm before clipping."""
 
     @abstractmethod
-    def nll(self, batch: Batch) -> torch.Tensor:
-        """The nll [tokens] in fp32 without gradients. Every rank must call it equally often."""
+    def nll(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor
+    ) -> torch.Tensor:
+        """The nll [tokens] in fp32, without gradients, of inputs as in a `Batch`.
+
+        Every rank must call it equally often, with inputs of its own.
+        """
 
     @abstractmethod
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """The logits [tokens, vocab] in fp32 of a batch that is the same on every rank."""
+    def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The logits [tokens, vocab] in fp32 of one document [tokens], the same on every rank."""
 
     @abstractmethod
     def state_tensors(self) -> dict[str, torch.Tensor]:
@@ -62,11 +67,20 @@ class Engine(ABC):
     def _named_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(self.model.hf_name(name), parameter) for name, parameter in self.model.named_parameters()]
 
-    def _model_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
-        device = self.world.device
-        return {
-            "input_ids": batch.input_ids.to(device, non_blocking=True),
-            "labels": batch.labels.to(device, non_blocking=True),
-            "position_ids": batch.position_ids.to(device, non_blocking=True),
-            "cu_seqlens": batch.cu_seqlens.to(device, non_blocking=True),
-        }
+    def _to_device(self, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in tensors.items()}
+
+    def _batch_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return self._to_device(
+            input_ids=batch.input_ids,
+            labels=batch.labels,
+            position_ids=batch.position_ids,
+            cu_seqlens=batch.cu_seqlens,
+        )
+
+    def _document_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self._to_device(
+            input_ids=input_ids,
+            position_ids=torch.arange(len(input_ids)),
+            cu_seqlens=torch.tensor([0, len(input_ids)], dtype=torch.int32),
+        )

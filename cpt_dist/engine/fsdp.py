@@ -14,7 +14,6 @@ from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
-    register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor
 
@@ -42,14 +41,16 @@ class FsdpEngine(Engine):
         self.world, self.compute_dtype = world, compute_dtype
         self._max_grad_norm = optimizer.max_grad_norm
         mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
-        policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+        # Inputs are not cast: they are integers at the root, and casting would copy the document borders in each layer.
+        policy = MixedPrecisionPolicy(
+            param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
         offload: OffloadPolicy = CPUOffloadPolicy() if config.offload else OffloadPolicy()
         if not config.offload:
             model.to(world.device)
         for layer in model.decoder_layers():
             fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload)
         fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
-        register_fsdp_forward_method(model, "logits")
         self.model = model
         groups = parameter_groups(model, optimizer.weight_decay)
         self._optimizer = adamw(groups, optimizer, fused=world.device.type == "cuda" and not config.offload)
@@ -67,7 +68,7 @@ class FsdpEngine(Engine):
     def forward_backward(self, batch: Batch, divisor: int, last: bool) -> torch.Tensor:
         self.model.train()
         # FSDP averages gradients over the ranks; the loss is a share of the global sum, so they must add up.
-        loss, nll = self.model(**self._model_inputs(batch), divisor=divisor / self.world.size)
+        loss, nll = self.model(**self._batch_inputs(batch), divisor=divisor / self.world.size)
         loss.backward()
         return nll
 
@@ -83,16 +84,19 @@ class FsdpEngine(Engine):
         return float(norm)
 
     @torch.no_grad()
-    def nll(self, batch: Batch) -> torch.Tensor:
+    def nll(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor
+    ) -> torch.Tensor:
         self.model.eval()
-        return self.model(**self._model_inputs(batch), divisor=1.0)[1]
+        inputs = self._to_device(
+            input_ids=input_ids, labels=labels, position_ids=position_ids, cu_seqlens=cu_seqlens
+        )
+        return self.model(**inputs, divisor=1.0)[1]
 
     @torch.no_grad()
-    def logits(self, batch: Batch) -> torch.Tensor:
+    def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         self.model.eval()
-        inputs = self._model_inputs(batch)
-        del inputs["labels"]
-        return self.model.logits(**inputs)
+        return self.model(**self._document_inputs(input_ids), labels=None)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}

@@ -90,7 +90,7 @@ class ZeroEngine(Engine):
         self._engine.train()
         self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages gradients over the ranks; the loss is a share of the global sum, so they must add up.
-        loss, nll = self._engine(**self._model_inputs(batch), divisor=divisor / self.world.size)
+        loss, nll = self._engine(**self._batch_inputs(batch), divisor=divisor / self.world.size)
         self._engine.backward(loss)
         if not last:
             self._engine.step()  # not at a boundary: only tells DeepSpeed that a micro-batch is over
@@ -104,16 +104,19 @@ class ZeroEngine(Engine):
         return float("nan") if norm is None else float(norm)
 
     @torch.no_grad()
-    def nll(self, batch: Batch) -> torch.Tensor:
+    def nll(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor
+    ) -> torch.Tensor:
         self._engine.eval()
-        return self._engine(**self._model_inputs(batch), divisor=1.0)[1]
+        inputs = self._to_device(
+            input_ids=input_ids, labels=labels, position_ids=position_ids, cu_seqlens=cu_seqlens
+        )
+        return self._engine(**inputs, divisor=1.0)[1]
 
     @torch.no_grad()
-    def logits(self, batch: Batch) -> torch.Tensor:
+    def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         self._engine.eval()
-        inputs = self._model_inputs(batch)
-        inputs["labels"] = None
-        return self._engine(**inputs)
+        return self._engine(**self._document_inputs(input_ids), labels=None)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         return self._state.tensors()

@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cpt_dist.cli import save_config
+from omegaconf import OmegaConf
+
 from cpt_dist.config import CptConfig
-from cpt_dist.files import sync_folder
+from cpt_dist.files import atomic_write, sync_folder
 
 
 class RunDirectory:
@@ -29,8 +30,10 @@ class RunDirectory:
         """Make the folder and save the resolved configuration, also under the number of this start."""
         self.starts.mkdir(parents=True, exist_ok=True)
         number = len(list(self.starts.glob("*.yaml"))) + 1
-        save_config(config, self.starts / f"{number:04d}.yaml")
-        save_config(config, self.config)
+        text = OmegaConf.to_yaml(OmegaConf.structured(config))
+        for path in (self.starts / f"{number:04d}.yaml", self.config):
+            with atomic_write(path, "w") as handle:
+                handle.write(text)
         sync_folder(self.path)
 
     def append_metrics(self, record: dict[str, Any]) -> None:

@@ -1,0 +1,101 @@
+"""What happens around the steps: metrics, checkpoints, evaluation, progress, signals.
+
+Each callback does one of them and is called on every rank in the same order. None of them changes the training
+trajectory.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+from cpt_dist.checkpoint.store import Probe
+from cpt_dist.training.callback import Callback
+from cpt_dist.training.held_out import HeldOut
+from cpt_dist.training.metrics import MetricsWriter, WandbMirror
+from cpt_dist.training.progress import ProgressDisplay
+from cpt_dist.training.run import Run, StepResult
+
+
+class StopSignals(Callback):
+    """SIGTERM and SIGUSR1 ask for a checkpoint at the next step boundary and the end of the job.
+
+    A rank only notes the signal; `train_step` makes the ranks agree.
+    """
+
+    def on_start(self, run: Run) -> None:
+        def note(number: int, frame: Any) -> None:
+            run.stop_requested = True
+
+        self._previous = {which: signal.signal(which, note) for which in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def on_end(self, run: Run) -> None:
+        for which, handler in self._previous.items():
+            signal.signal(which, handler)
+
+
+class HeldOutEvaluation(Callback):
+    """Bits per byte of held-out text inside the job: before the first step, every n steps and at the end."""
+
+    def on_start(self, run: Run) -> None:
+        self._held_out = HeldOut(run)
+        if run.step == 0:
+            self._evaluate(run)
+
+    def after_step(self, run: Run, result: StepResult) -> None:
+        every = run.config.evaluation.every_steps
+        if run.finished or (every > 0 and result.step % every == 0):
+            self._evaluate(run)
+
+    def _evaluate(self, run: Run) -> None:
+        sources = self._held_out.summaries(run)
+        if run.world.is_first:
+            record = {"kind": "evaluation", "step": run.step, "time": time.time(), "sources": sources}
+            run.directory.append_metrics(record)
+
+
+class Checkpoints(Callback):
+    """A checkpoint every n steps, at the end, and when the job was asked to stop."""
+
+    def after_step(self, run: Run, result: StepResult) -> None:
+        every = run.config.checkpoint.every_steps
+        if run.finished or result.stop_requested or (every > 0 and result.step % every == 0):
+            self.save(run)
+
+    def save(self, run: Run) -> None:
+        """Write the checkpoint of the present step."""
+        begin = time.perf_counter()
+        trainer = {
+            "step": run.step,
+            "position": run.position,
+            "optimizer_steps": run.step,
+            "order": run.order.state(run.position),
+            "totals": vars(run.totals),
+            "engine": run.engine.name,
+            "world_size": run.world.size,
+        }
+        path = run.store.save(run.step, run.engine.state_tensors(), trainer, self._probe(run))
+        if run.world.is_first:
+            seconds = time.perf_counter() - begin
+            record = {"kind": "checkpoint", "step": run.step, "time": time.time(), "seconds": seconds, "path": str(path)}
+            run.directory.append_metrics(record)
+
+    @staticmethod
+    def _probe(run: Run) -> Probe:
+        # Real text from the run's own data: its first row, the same on every rank and in every checkpoint.
+        input_ids = run.probe_ids()
+        return Probe(input_ids, run.engine.logits(input_ids).cpu())
+
+
+def default_callbacks(run: Run) -> list[Callback]:
+    """The callbacks that the configuration asks for, in the order in which they are called."""
+    chosen: list[Callback] = [StopSignals()]
+    if run.world.is_first:
+        chosen += [MetricsWriter(), ProgressDisplay()]
+        if run.config.logging.wandb:
+            chosen.append(WandbMirror())
+    if run.config.evaluation.during_training:
+        chosen.append(HeldOutEvaluation())
+    chosen.append(Checkpoints())
+    return chosen

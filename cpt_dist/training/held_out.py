@@ -1,0 +1,54 @@
+"""Held-out bits per byte with the model in training, on all ranks together.
+
+It lends the engine to `cpt_dist.evaluation` and puts nothing into the training trajectory: no gradient, no random
+number, no change of the sample order.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cpt_dist.config import parse_quantity
+from cpt_dist.data.shards import read_held_out
+from cpt_dist.evaluation.bits_per_byte import score_documents
+from cpt_dist.evaluation.documents import DocumentEncoder, choose_texts
+from cpt_dist.training.run import Run
+
+
+class HeldOut:
+    """The chosen held-out documents of every source that has some."""
+
+    def __init__(self, run: Run) -> None:
+        config = run.config
+        self._encoder = DocumentEncoder(config.data.tokenizer, config.data.separator)
+        budget = parse_quantity(config.evaluation.max_tokens, "evaluation.max_tokens")
+        self._texts = {}
+        for source in run.sources:
+            documents = read_held_out(Path(config.data.shards) / source.name)
+            texts = choose_texts(documents, self._encoder, budget)
+            if texts:
+                self._texts[source.name] = texts
+
+    def summaries(self, run: Run) -> dict[str, dict[str, float | int]]:
+        """Source name -> bits_per_byte, nll (nats), bytes, tokens, documents; the same on every rank."""
+
+        def sum_over_ranks(values: np.ndarray) -> np.ndarray:
+            return run.world.sum(torch.from_numpy(values)).cpu().numpy()
+
+        config = run.config
+        return {
+            name: score_documents(
+                texts,
+                self._encoder,
+                run.engine.nll,
+                window=config.evaluation.seq_len,
+                batch_tokens=parse_quantity(config.evaluate.batch_tokens, "evaluate.batch_tokens"),
+                rank=run.world.rank,
+                world_size=run.world.size,
+                sum_over_ranks=sum_over_ranks,
+            ).summary()
+            for name, texts in self._texts.items()
+        }

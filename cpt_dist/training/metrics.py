@@ -1,0 +1,95 @@
+"""The numbers of each step: into metrics.jsonl always, to Weights & Biases when the user asks.
+
+docs/run_directory.md lists the fields. Only rank 0 has these callbacks; what they record is the same on all ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from cpt_kernels import chosen
+
+from cpt_dist.training.callback import Callback
+from cpt_dist.training.run import Run, StepResult
+from cpt_dist.training.throughput import measured_peak_flops, resident_bytes
+
+
+def step_record(run: Run, result: StepResult, tokens_per_second: float, peak_flops: float) -> dict[str, Any]:
+    """The line of metrics.jsonl for one step; `peak_flops` is that of one device."""
+    names = [source.name for source in run.sources]
+    stage = next(stage for stage in run.config.stages if stage.name == result.stage)
+    flops = run.engine.model.flops_per_token(stage.seq_len) * tokens_per_second
+    losses = {
+        name: nll / targets
+        for name, nll, targets in zip(names, result.nll_by_source, result.target_tokens_by_source, strict=True)
+        if targets
+    }
+    return {
+        "kind": "step",
+        "step": result.step,
+        "stage": result.stage,
+        "samples": run.position,
+        "loss": result.loss,
+        "loss_by_source": losses,
+        "lr": result.learning_rate,
+        "grad_norm": result.grad_norm,
+        "tokens": run.totals.input_tokens,
+        "target_tokens": result.target_tokens,
+        "seconds": result.seconds,
+        "tokens_per_second": tokens_per_second,
+        "mfu": flops / (peak_flops * run.world.size),
+        "data_wait_share": result.data_wait_seconds / result.seconds,
+        "memory_bytes": resident_bytes(run.world.device),
+        "planned_tokens": run.order.planned_tokens(run.position),
+        "realised_tokens": dict(zip(names, run.totals.input_tokens_by_source, strict=True)),
+        "time": time.time(),
+    }
+
+
+class MetricsWriter(Callback):
+    """Appends a line to metrics.jsonl every `logging.every_steps` steps and at the end."""
+
+    def on_start(self, run: Run) -> None:
+        configured = run.config.logging.peak_tflops * 1e12
+        self._peak_flops = configured or measured_peak_flops(run.world.device, run.engine.compute_dtype)
+        self._kernels_recorded = False
+
+    def after_step(self, run: Run, result: StepResult) -> None:
+        if not self._kernels_recorded:  # which backends ran is known once they have
+            run.directory.append_metrics({"kind": "kernels", "step": result.step, "chosen": chosen()})
+            self._kernels_recorded = True
+        if result.step % run.config.logging.every_steps == 0 or run.finished or result.stop_requested:
+            record = step_record(run, result, result.input_tokens / result.seconds, self._peak_flops)
+            run.directory.append_metrics(record)
+            run.last_record = record
+
+
+class WandbMirror(Callback):
+    """Sends the same records to Weights & Biases, one run for all starts of a run directory."""
+
+    def on_start(self, run: Run) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            from cpt_dist.errors import UserError
+
+            raise UserError("logging.wandb: wandb is not installed; pip install 'cpt_dist[wandb]' or turn it off") from error
+        from omegaconf import OmegaConf
+
+        has_key = bool(os.environ.get("WANDB_API_KEY"))
+        self._wandb = wandb.init(
+            project=run.config.logging.wandb_project,
+            name=run.directory.path.name,
+            dir=str(run.directory.path),
+            mode=os.environ.get("WANDB_MODE", "online" if has_key else "offline"),  # type: ignore[arg-type]
+            config=OmegaConf.to_container(OmegaConf.structured(run.config)),  # type: ignore[arg-type]
+        )
+
+    def after_step(self, run: Run, result: StepResult) -> None:
+        if run.last_record.get("step") == result.step:
+            self._wandb.log(run.last_record, step=result.step)
+
+    def on_end(self, run: Run) -> None:
+        self._wandb.finish()

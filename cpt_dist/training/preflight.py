@@ -1,0 +1,62 @@
+"""What can be refused before a model is loaded: from the model's config.json, the tokenizer and the shards.
+
+It imports nothing heavy, so a mistake is reported at once. It computes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cpt_dist.config import CptConfig
+from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.shards import Source, tokenizer_fingerprint
+from cpt_dist.errors import UserError
+from cpt_dist.model.folder import check_model_folder, check_seq_len
+
+
+def open_sources(config: CptConfig) -> list[Source]:
+    """The prepared sources that the stages read, in the order of `data.sources`."""
+    used = {name for stage in config.stages for name in stage.mixture}
+    expected = tokenizer_fingerprint(config.data.tokenizer)
+    problems: list[str] = []
+    sources = []
+    for name in config.data.sources:
+        if name in used:
+            try:
+                sources.append(Source.open(Path(config.data.shards) / name, expected, config.data.verify))
+            except UserError as error:
+                problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return sources
+
+
+def sample_order(config: CptConfig, sources: list[Source]) -> SampleOrder:
+    """The order of the run's samples."""
+    return SampleOrder.from_sources(config.stages, sources, config.seed)
+
+
+def check_files(config: CptConfig) -> None:
+    """Raise UserError with everything that the files which `config` names make impossible."""
+    problems: list[str] = []
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+
+    def collect(check, *arguments) -> None:  # noqa: ANN001, ANN002
+        try:
+            check(*arguments)
+        except UserError as error:
+            problems.extend(error.problems)
+
+    def check_order() -> None:
+        order = sample_order(config, open_sources(config))
+        for stage in order.stages:
+            stage.check_world_size(world_size)
+
+    collect(check_model_folder, config.model.path)
+    if not problems:
+        for index, stage in enumerate(config.stages):
+            collect(check_seq_len, config.model.path, stage.seq_len, f"stages.{index}.seq_len")
+        collect(check_order)
+    if problems:
+        raise UserError(problems)

@@ -1,0 +1,194 @@
+"""The state of a run: what the loop, the callbacks and the checkpoints share.
+
+Everything that can be derived from the position in the sample order is derived: stage, step and learning rate follow
+from `position`. It owns no loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cpt_dist.checkpoint.store import CheckpointStore
+from cpt_dist.config import CptConfig, ScheduleConfig, StageConfig
+from cpt_dist.data.batches import Batch, build_batch
+from cpt_dist.data.loader import StepLoader
+from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.packing import ConcatAndChunk
+from cpt_dist.data.shards import Source
+from cpt_dist.engine.base import Engine
+from cpt_dist.engine.distributed import World
+from cpt_dist.errors import UserError
+from cpt_dist.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, the same on every rank."""
+
+    step: int
+    """Steps done since the start of the run, this one included."""
+    stage: str
+    learning_rate: float
+    grad_norm: float
+    """Global L2 norm before clipping."""
+    nll_by_source: list[float]
+    """Sum of nll in nats, per source."""
+    target_tokens_by_source: list[int]
+    input_tokens_by_source: list[int]
+    seconds: float
+    data_wait_seconds: float
+    """Time that this rank waited for batches; the longest of all ranks."""
+    stop_requested: bool
+    """Some rank was asked to stop."""
+
+    @property
+    def loss(self) -> float:
+        """Mean nll of a target token, in nats."""
+        return sum(self.nll_by_source) / max(1, self.target_tokens)
+
+    @property
+    def target_tokens(self) -> int:
+        """Tokens that were predicted."""
+        return sum(self.target_tokens_by_source)
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens that went through the model."""
+        return sum(self.input_tokens_by_source)
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """One rank's part of an optimizer step."""
+
+    micro_batches: list[Batch]
+    num_target_tokens: int
+    """Of all ranks together."""
+    wait_seconds: float
+    """Time that this rank waited for the micro-batches."""
+
+
+@dataclass
+class Totals:
+    """Counters since the start of the run; part of a checkpoint."""
+
+    input_tokens_by_source: list[int]
+    target_tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, result: StepResult) -> None:
+        """Count a step."""
+        pairs = zip(self.input_tokens_by_source, result.input_tokens_by_source, strict=True)
+        self.input_tokens_by_source = [total + new for total, new in pairs]
+        self.target_tokens += result.target_tokens
+        self.seconds += result.seconds
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens that went through the model."""
+        return sum(self.input_tokens_by_source)
+
+
+@dataclass
+class Run:
+    """One job working on one run."""
+
+    config: CptConfig
+    world: World
+    directory: RunDirectory
+    sources: list[Source]
+    order: SampleOrder
+    engine: Engine
+    store: CheckpointStore
+    totals: Totals
+    position: int = 0
+    """Samples done: the n of the next sample."""
+    callbacks: list[Any] = field(default_factory=list)
+    stop_requested: bool = False
+    """Set by a signal on this rank; the ranks agree on it at the end of a step."""
+    last_record: dict[str, Any] = field(default_factory=dict)
+    """The newest line of metrics.jsonl of kind step (rank 0)."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return sum(
+            min(max(self.position - start, 0), stage.num_samples) // stage.batch_samples
+            for start, stage in zip(self.order.stage_starts, self.order.stages, strict=False)
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of all stages."""
+        return sum(stage.num_steps for stage in self.order.stages)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every sample of every stage is done."""
+        return self.position >= self.order.num_samples
+
+    def remaining_stages(self) -> Iterator[tuple[int, StageConfig]]:
+        """Index and configuration of the stages that are not finished, the one in progress first."""
+        for index, stage in enumerate(self.config.stages):
+            if self.position < self.order.stage_starts[index + 1]:
+                yield index, stage
+
+    def schedule(self, stage: StageConfig) -> ScheduleConfig:
+        """The learning-rate schedule of a stage."""
+        return stage.schedule or self.config.schedule
+
+    def steps_of(self, index: int) -> Iterator[StepBatches]:
+        """What this rank has to do in each step, from the present position to the end of stage `index`.
+
+        Raises UserError on every rank where one of them can't read its data.
+        """
+        loader = StepLoader(
+            self.order,
+            self.sources,
+            stage=index,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            micro_batch=self.config.engine.micro_batch,
+            num_workers=self.config.data.num_workers,
+            first_sample=self.position,
+            pin_memory=self.world.device.type == "cuda",
+        )
+        batches = iter(loader)
+        waited = 0.0
+        for _ in range(len(loader)):
+            error, micro_batches = None, []
+            try:
+                micro_batches = next(batches)
+            except UserError as raised:
+                error = raised
+            targets = sum(batch.num_target_tokens for batch in micro_batches)
+            totals = self.world.sum(torch.tensor([targets, int(error is not None)]))
+            if totals[1]:
+                raise error or UserError("another rank can't read its data; its own message says why")
+            yield StepBatches(micro_batches, max(1, int(totals[0])), loader.wait_seconds - waited)
+            waited = loader.wait_seconds
+
+    def progress(self, index: int) -> float:
+        """Share of stage `index` that is done at the present position."""
+        return (self.position - self.order.stage_starts[index]) / self.order.stages[index].num_samples
+
+    def probe_ids(self) -> torch.Tensor:
+        """int64 [tokens]: the beginning of the run's first row, a real text that is the same on every rank."""
+        sample = self.order.samples(0, 1)
+        plans = [ConcatAndChunk(source.shard_tokens, self.order.stages[0].seq_len) for source in self.sources]
+        row = build_batch(self.sources, plans, sample.source, sample.row, sample.source * 0)
+        return row.input_ids[: self.config.checkpoint.probe_tokens]
+
+    def each(self, hook: str, *arguments: Any) -> None:
+        """Call `hook` of every callback, in their order."""
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *arguments)
+
+    def sums_by_source(self, values: torch.Tensor, source_ids: torch.Tensor) -> torch.Tensor:
+        """fp64 [sources]: the sum of `values` [tokens] for each source."""
+        sums = torch.zeros(len(self.sources), dtype=torch.float64, device=values.device)
+        return sums.index_add_(0, source_ids.to(values.device), values.double())

@@ -1,0 +1,107 @@
+"""Putting a run together, and taking it up again where its newest checkpoint left it.
+
+The order of things matters: what can be refused from small files is refused before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from typing import Any
+
+import torch
+
+import cpt_dist
+from cpt_dist.checkpoint.store import CheckpointStore
+from cpt_dist.config import CptConfig
+from cpt_dist.data.order import SampleOrder
+from cpt_dist.engine.build import build_engine
+from cpt_dist.engine.distributed import World
+from cpt_dist.engine.precision import resolve_precision
+from cpt_dist.model.load import load_model
+from cpt_dist.model.model_files import copy_model_files
+from cpt_dist.run_directory import RunDirectory
+from cpt_dist.training.callbacks import default_callbacks
+from cpt_dist.training.preflight import open_sources, sample_order
+from cpt_dist.training.run import Run, Totals
+
+
+def set_up(config: CptConfig, world: World) -> Run:
+    """A run ready for `fit`, at sample 0 or where the newest checkpoint of its run directory left it."""
+    torch.manual_seed(config.seed)
+    directory = RunDirectory(config.run_dir)
+    sources = open_sources(config)
+    order = sample_order(config, sources)
+    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep_last)
+    step = _step_to_resume(config, store, order)
+    dtype, reason = resolve_precision(config.engine.precision, world.device)
+    model = load_model(config.model, dtype=torch.float32)
+    engine = build_engine(model, config, world, dtype)
+    run = Run(
+        config=config,
+        world=world,
+        directory=directory,
+        sources=sources,
+        order=order,
+        engine=engine,
+        store=store,
+        totals=Totals([0] * len(sources)),
+    )
+    if world.is_first:
+        directory.create(config)
+        if not directory.model_files.exists():
+            copy_model_files(config.model.path, directory.model_files, config.data.tokenizer)
+    _announce(run, reason, step)
+    if step is not None:
+        resume(run, step)
+    run.callbacks = default_callbacks(run)
+    return run
+
+
+def _step_to_resume(config: CptConfig, store: CheckpointStore, order: SampleOrder) -> int | None:
+    step = store.newest_whole(config.checkpoint.on_damage)
+    if step is not None:
+        order.check(store.trainer(step)["order"])
+    return step
+
+
+def resume(run: Run, step: int) -> None:
+    """Take weights, moments, position and counters from the checkpoint of `step`, whatever engine wrote it."""
+    trainer = run.store.trainer(step)
+    tensors = run.engine.state_tensors()
+    run.store.load(step, tensors)
+    run.engine.state_loaded(tensors, trainer["optimizer_steps"])
+    run.position = trainer["position"]
+    run.totals = Totals(**trainer["totals"])
+
+
+def _announce(run: Run, precision_reason: str, resumed_step: int | None) -> None:
+    if not run.world.is_first:
+        return
+    config = run.config
+    record: dict[str, Any] = {
+        "kind": "run" if resumed_step is None else "resume",
+        "step": resumed_step or 0,
+        "time": time.time(),
+        "engine": config.engine.name,
+        "zero_stage": config.engine.zero_stage if config.engine.name == "zero" else None,
+        "world_size": run.world.size,
+        "device": str(run.world.device),
+        "threads": torch.get_num_threads(),
+        "precision": precision_reason,
+        "model": config.model.path,
+        "num_parameters": run.engine.model.num_parameters,
+        "sources": {source.name: source.fingerprint for source in run.sources},
+        "roles": {source.name: source.role for source in run.sources},
+        "order": run.order.fingerprint,
+        "num_steps": run.num_steps,
+        "versions": {"cpt_dist": cpt_dist.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    run.directory.append_metrics(record)
+    stage = f" {config.engine.zero_stage}" if config.engine.name == "zero" else ""
+    position = "from the base model" if resumed_step is None else f"resumed from step {resumed_step}"
+    print(
+        f"{config.run_dir}: {position}; {config.engine.name}{stage} on {run.world.size} rank(s), "
+        f"{precision_reason}",
+        flush=True,
+    )
