@@ -1,0 +1,68 @@
+"""What a model folder's small files say, without loading a tensor or importing torch.
+
+A launch script asks here first, so that a wrong path or a sequence beyond the model's positions is reported at once.
+Whether the weights fit the architecture is not known here; `cpt_dist.model.load` finds that out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cpt_dist.errors import UserError
+
+POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length")
+
+
+def read_model_config(folder: str | Path) -> dict[str, Any]:
+    """The config.json of a model folder. Raises UserError where there is none or it is no JSON object."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"model.path: there is no folder '{path}'; give the folder of a Hugging Face model")
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"model.path: '{path}' has no config.json; give the folder of a Hugging Face model") from None
+    except ValueError as error:
+        raise UserError(f"model.path: '{path}/config.json' is no JSON ({error}); fetch the model again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"model.path: '{path}/config.json' holds no JSON object; fetch the model again")
+    return config
+
+
+def check_model_folder(folder: str | Path) -> dict[str, Any]:
+    """Its config.json, after a check that every file of weights is there. Raises UserError that names what is not."""
+    path = Path(folder)
+    config = read_model_config(path)
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise UserError(f"model.path: '{index}' lists no weights; fetch the model again") from None
+        missing = [name for name in files if not (path / name).exists()]
+        if missing:
+            raise UserError(
+                f"model.path: '{path}' lacks {', '.join(missing)}, named by its index; fetch the model again"
+            )
+    elif not (path / "model.safetensors").exists():
+        other = sorted(p.name for pattern in ("*.bin", "*.pt", "*.gguf") for p in path.glob(pattern))
+        found = f" (only {', '.join(other)}); save the model as safetensors" if other else "; fetch the model again"
+        raise UserError(f"model.path: '{path}' has no model.safetensors{found}")
+    return config
+
+
+def max_positions(config: dict[str, Any]) -> int | None:
+    """Tokens of the longest sequence that a config.json declares, or None where it declares no limit."""
+    declared = [config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)]
+    return declared[0] if declared else None
+
+
+def check_seq_len(folder: str | Path, seq_len: int, what: str = "seq_len") -> None:
+    """Raise UserError, with the setting's name `what`, where rows of `seq_len` tokens exceed the model's positions."""
+    limit = max_positions(read_model_config(folder))
+    if limit is not None and seq_len > limit:
+        raise UserError(
+            f"{what}: {seq_len} is beyond the {limit} positions of the model in '{folder}'; lower it to {limit}"
+        )
