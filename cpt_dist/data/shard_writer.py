@@ -16,8 +16,10 @@ import numpy as np
 import xxhash
 import zstandard
 
-from cpt_dist.data.shards import BLOCK_BYTES, FORMAT
+from cpt_dist.data.shards import FORMAT
 from cpt_dist.files import atomic_write
+
+BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from cpt_dist.files import file_checksum, fingerprint
 
 FORMAT = "cpt_dist.shards/1"
 MANIFEST = "manifest.json"
-BLOCK_BYTES = 1 << 20
 DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64}
 
 
@@ -120,9 +119,10 @@ class ShardFile:
 
     def _verify(self, memory: np.memmap, first: int, last: int) -> None:
         """Compare the checksum of each block that overlaps bytes [first, last) and was not compared before."""
-        for block in range(first // BLOCK_BYTES, min(-(-last // BLOCK_BYTES), len(self.verified))):
+        size = self.entry["block_bytes"]
+        for block in range(first // size, min(-(-last // size), len(self.verified))):
             if not self.verified[block]:
-                content = memory[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+                content = memory[block * size : (block + 1) * size]
                 found, expected = xxhash.xxh3_64_hexdigest(content.data), self.entry["blocks"][block]
                 if found != expected:
                     raise self._refuse(f"block {block} has checksum {found} but its manifest says {expected}")
