@@ -1,0 +1,68 @@
+"""Promises of concat-and-chunk and of the document pieces."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cpt_dist.data.packing import ConcatAndChunk, Row, document_pieces
+
+SHARDS = st.lists(st.integers(0, 60), min_size=1, max_size=6)
+
+
+@given(shards=SHARDS, seq_len=st.integers(1, 25))
+@settings(max_examples=60, deadline=None)
+def test_every_token_is_in_exactly_one_row(shards, seq_len):
+    plan = ConcatAndChunk(np.array(shards), seq_len)
+    rows = [plan.row(index) for index in range(plan.num_rows)]
+    seen = [(row.shard, place) for row in rows for start, stop in row.spans for place in range(start, stop)]
+    assert seen == [(shard, place) for shard, num_tokens in enumerate(shards) for place in range(num_tokens)]
+    assert plan.num_tokens == sum(row.num_tokens for row in rows) == sum(shards)
+
+
+@given(shards=SHARDS, seq_len=st.integers(1, 25))
+@settings(max_examples=40, deadline=None)
+def test_only_the_last_row_of_a_shard_is_short_and_none_is_empty(shards, seq_len):
+    plan = ConcatAndChunk(np.array(shards), seq_len)
+    for index in range(plan.num_rows):
+        row = plan.row(index)
+        ends_its_shard = row.spans[-1][1] == shards[row.shard]
+        assert row.num_tokens == seq_len or (ends_its_shard and 0 < row.num_tokens < seq_len)
+
+
+def test_another_sequence_length_is_another_plan_of_the_same_tokens():
+    short, long = (ConcatAndChunk(np.array([100, 30]), seq_len) for seq_len in (10, 64))
+    assert (short.num_rows, long.num_rows) == (13, 3)
+    assert long.row(2) == Row(1, ((0, 30),))
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+def test_a_row_outside_the_plan_is_refused(index):
+    with pytest.raises(IndexError, match="0 to 3"):
+        ConcatAndChunk(np.array([8, 7]), 4).row(index)
+
+
+@given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=12), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_pieces_cover_a_span_and_respect_recorded_boundaries(lengths, data):
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint64)
+    total = int(offsets[-1])
+    start = data.draw(st.integers(0, max(0, total - 1)))
+    stop = data.draw(st.integers(min(start + 1, total), total))
+    if start == stop:
+        return
+    first, bounds = document_pieces(offsets, start, stop)
+    assert (bounds[0], bounds[-1]) == (start, stop)
+    for number, (begin, end) in enumerate(pairwise(bounds)):
+        if end > begin:
+            assert offsets[first + number] <= begin
+            assert end <= offsets[first + number + 1]
+
+
+def test_offsets_beyond_what_doubles_hold_are_found():
+    far = 2**53
+    offsets = np.array([0, far + 1, far + 3], dtype=np.uint64)
+    first, bounds = document_pieces(offsets, far + 1, far + 2)
+    assert (first, bounds.tolist()) == (1, [far + 1, far + 2])
