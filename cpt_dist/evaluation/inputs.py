@@ -1,0 +1,41 @@
+"""What an evaluation needs on disk, checked before anything heavy is imported.
+
+It looks at small files only, and reports all that is missing at once. Whether weights fit and held-out files are
+undamaged is found by those who read them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cpt_dist.config import CptConfig
+from cpt_dist.errors import UserError
+from cpt_dist.model.folder import check_model_folder, max_positions
+
+
+def check_inputs(config: CptConfig) -> None:
+    """Raise UserError unless both models of `config.evaluate`, sources and their shards are there."""
+    problems = []
+    for key, folder, fix in (
+        ("base", config.evaluate.base, "set evaluate.base to the folder of the model before adaptation"),
+        ("adapted", config.evaluate.adapted, "run launch/consolidate.py, or set evaluate.adapted"),
+    ):
+        if not Path(folder).is_dir():
+            problems.append(f"evaluate.{key}: there is no folder '{folder}'; {fix}")
+            continue
+        try:
+            positions = max_positions(check_model_folder(folder))
+        except UserError as error:
+            problems.extend(problem.replace("model.path", f"evaluate.{key}", 1) for problem in error.problems)
+            continue
+        if positions is not None and config.evaluation.seq_len > positions:
+            problems.append(
+                f"evaluation.seq_len: {config.evaluation.seq_len} is beyond the {positions} positions of "
+                f"evaluate.{key} '{folder}'; lower it"
+            )
+    if not config.data.sources:
+        problems.append("data.sources: empty, so there is nothing to evaluate; name the sources that were prepared")
+    elif not Path(config.data.shards).is_dir():
+        problems.append(f"data.shards: there is no folder '{config.data.shards}'; run launch/prepare.py")
+    if problems:
+        raise UserError(problems)

@@ -1,0 +1,177 @@
+"""The figures of the report, each an SVG element that takes its text colour from the page.
+
+Text stays text, so a page in light or dark colours shows the same figure; a colour that no curve uses stands for
+`currentColor` while matplotlib draws. The same numbers give the same bytes. Nothing is computed here but positions.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cpt_dist.evaluation.run_log import RunLog
+
+_INK = "#123456"
+_COLOURS = ("#3b82c4", "#e08a1e", "#2f9e6e", "#c8517b", "#8a6fd1", "#8c7a4d", "#2aa5b5", "#9a9a9a")
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": _INK,
+    "grid.alpha": 0.15,
+    "text.color": _INK,
+    "text.parse_math": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+}
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element; `name` keeps its ids apart from those of other figures on the page."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    return re.sub(r"<svg ", f'<svg role="img" aria-label="{name.replace("-", " ")}" ', text, count=1)
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+def _curves(axes: Axes, curves: Sequence[Curve], **style: Any) -> list[Any]:
+    colours = itertools.cycle(_COLOURS)
+    return [axes.plot(x, y, color=colour, **style)[0] for (x, y), colour in zip(curves, colours, strict=False)]
+
+
+def _legend(axes: Axes, handles: list[Any], names: Sequence[str]) -> None:
+    legend = axes.legend(handles, [f"{index}" for index in range(len(names))], loc="best")
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)  # afterwards, because a legend drops names that begin with an underscore
+
+
+def _mark_starts(axes: Axes, log: RunLog) -> None:
+    for start in log.starts[1:]:
+        axes.axvline(start["step"], color=_INK, alpha=0.5, linestyle=":", linewidth=1)
+
+
+def loss(log: RunLog) -> str:
+    """Training loss per target token, of all sources together (thick) and of each."""
+    names = sorted({name for record in log.steps for name in record.get("loss_by_source", {})})
+    curves = []
+    for name in names:
+        own = [(r["step"], r["loss_by_source"][name]) for r in log.steps if name in r.get("loss_by_source", {})]
+        curves.append(([step for step, _ in own], [value for _, value in own]))
+    together = [r["step"] for r in log.steps], [r["loss"] for r in log.steps]
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(7, 3.2)
+        handles = axes.plot(*together, color=_INK, linewidth=2.2, alpha=0.85)
+        if len(names) > 1:
+            handles += _curves(axes, curves, linewidth=1.2)
+        _mark_starts(axes, log)
+        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        _legend(axes, handles, ["all sources", *names][: len(handles)])
+        return _svg(figure, "training-loss")
+
+
+def learning_rate(log: RunLog) -> str:
+    """Learning rate of each step."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(7, 2.2)
+        axes.plot([r["step"] for r in log.steps], [r["lr"] for r in log.steps], color=_COLOURS[0])
+        _mark_starts(axes, log)
+        axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+        return _svg(figure, "learning-rate")
+
+
+def held_out(log: RunLog) -> str:
+    """Bits per byte of held-out text within training, by source."""
+    names = sorted({name for record in log.evaluations for name in record["sources"]})
+    curves = []
+    for name in names:
+        own = [(r["step"], r["sources"][name]["bits_per_byte"]) for r in log.evaluations if name in r["sources"]]
+        curves.append(([step for step, _ in own], [value for _, value in own]))
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(7, 2.6)
+        handles = _curves(axes, curves, marker="o", markersize=4)
+        _mark_starts(axes, log)
+        axes.set(xlabel="step", ylabel="bits per byte (held out)")
+        _legend(axes, handles, names)
+        return _svg(figure, "held-out-bits-per-byte")
+
+
+def tokens(sources: Sequence[dict[str, Any]]) -> str:
+    """Planned and realised tokens of each source (records of `RunLog.facts`)."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(7, 0.9 + 0.6 * len(sources))
+        rows = range(len(sources))
+        bars = []
+        for key, shift, colour in (("planned_tokens", -0.19, _COLOURS[7]), ("realised_tokens", 0.19, _COLOURS[0])):
+            lengths = [math.nan if source[key] is None else source[key] for source in sources]
+            bars.append(axes.barh([row + shift for row in rows], lengths, 0.36, color=colour))
+        axes.set_yticks(rows, [s["source"] for s in sources])
+        axes.invert_yaxis()
+        axes.set(xlabel="tokens")
+        axes.grid(axis="y", visible=False)
+        axes.legend(bars, ["planned", "realised"], loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _svg(figure, "tokens")
+
+
+def _error(estimate: dict[str, Any]) -> list[list[float]] | None:
+    if estimate["low"] is None or estimate["high"] is None or estimate["value"] is None:
+        return None
+    return [[estimate["value"] - estimate["low"]], [estimate["high"] - estimate["value"]]]
+
+
+def changes(sources: Sequence[dict[str, Any]]) -> str:
+    """Change in bits per byte of each measured source of report.json, with its interval; left is better."""
+    colour = {"improved": _COLOURS[2], "worse": _COLOURS[3], "undecided": _COLOURS[7]}
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(7, 1.1 + 0.45 * len(sources))
+        for row, source in enumerate(sources):
+            difference = source["difference"]
+            shown = colour[source["outcome"]]
+            axes.errorbar([difference["value"]], [row], xerr=_error(difference), fmt="o", capsize=4, color=shown)
+        axes.axvline(0, color=_INK, linewidth=1)
+        axes.set_yticks(range(len(sources)), [f"{s['source']} ({s['role']})" for s in sources])
+        axes.set(xlabel="change in bits per byte (left of 0: better)", ylim=(len(sources) - 0.4, -0.6))
+        axes.margins(x=0.15)
+        axes.grid(axis="y", visible=False)
+        return _svg(figure, "change-by-source")
+
+
+def trade_off(gain: dict[str, Any], forgetting: dict[str, Any]) -> str:
+    """Domain gained against general forgotten (macro averages of report.json), with both intervals."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(4.6, 3.6)
+        axes.axhline(0, color=_INK, linewidth=1)
+        axes.axvline(0, color=_INK, linewidth=1)
+        axes.plot([0], [0], "o", color=_INK)
+        axes.annotate("base", (0, 0), xytext=(6, -12), textcoords="offset points")
+        x, y = forgetting["value"], gain["value"]
+        axes.errorbar([x], [y], xerr=_error(forgetting), yerr=_error(gain), fmt="o", capsize=4, color=_COLOURS[0])
+        axes.annotate("adapted", (x, y), xytext=(6, 6), textcoords="offset points", color=_COLOURS[0])
+        axes.margins(0.25)
+        axes.set(xlabel="general text forgotten (bits per byte)", ylabel="domain gained (bits per byte)")
+        return _svg(figure, "gained-against-forgotten")
