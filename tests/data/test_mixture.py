@@ -15,12 +15,12 @@ SHARE = st.one_of(st.sampled_from([0, 0, 1, 1, 2, 7]), st.floats(1e-4, 1.0), st.
 
 
 @st.composite
-def quotas(draw, max_sources=9, max_samples=400):
+def quotas(draw, max_sources=9, max_samples=400, share=SHARE):
     num_sources = draw(st.integers(1, max_sources))
     num_samples = draw(st.integers(1, max_samples))
     inner = draw(st.lists(st.integers(0, num_samples), max_size=3))
     knots = [0, *sorted(inner), num_samples]
-    row = st.lists(SHARE, min_size=num_sources, max_size=num_sources).filter(any)
+    row = st.lists(share, min_size=num_sources, max_size=num_sources).filter(any)
     weights = row.flatmap(lambda first: st.one_of(st.just([first] * len(knots)), st.tuples(*[row] * len(knots))))
     return Quotas(knots, draw(weights))
 
@@ -58,11 +58,16 @@ def test_counts_stay_within_the_bound_of_the_target_at_every_prefix(plan):
     assert np.abs(counts_at_each_prefix(plan) - targets).max() <= plan.error_bound + 1e-9
 
 
-@given(quotas(max_sources=4))
+@given(quotas(max_sources=4, share=st.floats(0.01, 1.0)))
 @settings(max_examples=40, deadline=None)
-def test_up_to_four_sources_stay_within_one_sample(plan):
+def test_up_to_four_sources_are_never_off_by_a_whole_sample(plan):
     assert worst_error(plan) < 1
-    assert plan.error_bound <= 1
+    assert plan.error_bound < 1
+
+
+def test_a_share_that_jumps_from_zero_to_all_of_its_node_reaches_the_bound_of_one():
+    plan = Quotas([0, 1, 1, 2], [[0, 1, 1], [0, 1, 1], [1, 0, 1], [1, 0, 1]])
+    assert worst_error(plan) <= plan.error_bound == 1
 
 
 @given(quotas(max_samples=200), st.data())
