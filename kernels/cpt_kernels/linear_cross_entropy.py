@@ -110,12 +110,10 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             states, valid = hidden[rows].to(gemm), labels[rows] != ignore_index
-            share = (valid.to(exact) * logit_scale / divisor)[:, None]
+            share = (valid.to(exact) * logit_scale / divisor)[:, None] if any(needs) else None
             target = labels[rows].masked_fill(~valid, 0)[:, None]
-            loss, errors = _nll_and_errors(
-                states, words, bias, target, share if any(needs) else None, softcap, logit_scale
-            )
-            nll[rows] = loss.masked_fill(~valid, 0)
+            chunk_nll, errors = _nll_and_errors(states, words, bias, target, share, softcap, logit_scale)
+            nll[rows] = chunk_nll.masked_fill(~valid, 0)
             if errors is None:
                 continue
             if grad_bias is not None:
