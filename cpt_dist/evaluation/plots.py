@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from cpt_dist.evaluation.run_log import RunLog
 
@@ -73,7 +74,7 @@ def _legend(axes: Axes, handles: list[Any], names: Sequence[str]) -> None:
 
 def _mark_starts(axes: Axes, log: RunLog) -> None:
     for start in log.starts[1:]:
-        axes.axvline(start["step"], color=_INK, alpha=0.5, linestyle=":", linewidth=1)
+        axes.axvline(start["step"], color=_INK, alpha=0.8, linestyle=":", linewidth=1.4)
 
 
 def loss(log: RunLog) -> str:
@@ -85,7 +86,7 @@ def loss(log: RunLog) -> str:
         curves.append(([step for step, _ in own], [value for _, value in own]))
     together = [r["step"] for r in log.steps], [r["loss"] for r in log.steps]
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(7, 3.2)
+        figure, axes = _axes(5.2, 2.8)
         handles = axes.plot(*together, color=_INK, linewidth=2.2, alpha=0.85)
         if len(names) > 1:
             handles += _curves(axes, curves, linewidth=1.2)
@@ -98,7 +99,7 @@ def loss(log: RunLog) -> str:
 def learning_rate(log: RunLog) -> str:
     """Learning rate of each step."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(7, 2.2)
+        figure, axes = _axes(5.2, 2.2)
         axes.plot([r["step"] for r in log.steps], [r["lr"] for r in log.steps], color=_COLOURS[0])
         _mark_starts(axes, log)
         axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
@@ -113,7 +114,7 @@ def held_out(log: RunLog) -> str:
         own = [(r["step"], r["sources"][name]["bits_per_byte"]) for r in log.evaluations if name in r["sources"]]
         curves.append(([step for step, _ in own], [value for _, value in own]))
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(7, 2.6)
+        figure, axes = _axes(5.2, 2.8)
         handles = _curves(axes, curves, marker="o", markersize=4)
         _mark_starts(axes, log)
         axes.set(xlabel="step", ylabel="bits per byte (held out)")
@@ -124,7 +125,7 @@ def held_out(log: RunLog) -> str:
 def tokens(sources: Sequence[dict[str, Any]]) -> str:
     """Planned and realised tokens of each source (records of `RunLog.facts`)."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(7, 0.9 + 0.6 * len(sources))
+        figure, axes = _axes(5.2, 0.9 + 0.6 * len(sources))
         rows = range(len(sources))
         bars = []
         for key, shift, colour in (("planned_tokens", -0.19, _COLOURS[7]), ("realised_tokens", 0.19, _COLOURS[0])):
@@ -133,8 +134,10 @@ def tokens(sources: Sequence[dict[str, Any]]) -> str:
         axes.set_yticks(rows, [s["source"] for s in sources])
         axes.invert_yaxis()
         axes.set(xlabel="tokens")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(axis="y", visible=False)
-        axes.legend(bars, ["planned", "realised"], loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(bars, ["planned", "realised"], loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
         return _svg(figure, "tokens")
 
 
@@ -148,14 +151,14 @@ def changes(sources: Sequence[dict[str, Any]]) -> str:
     """Change in bits per byte of each measured source of report.json, with its interval; left is better."""
     colour = {"improved": _COLOURS[2], "worse": _COLOURS[3], "undecided": _COLOURS[7]}
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(7, 1.1 + 0.45 * len(sources))
+        figure, axes = _axes(5.2, 1.1 + 0.45 * len(sources))
         for row, source in enumerate(sources):
             difference = source["difference"]
             shown = colour[source["outcome"]]
             axes.errorbar([difference["value"]], [row], xerr=_error(difference), fmt="o", capsize=4, color=shown)
         axes.axvline(0, color=_INK, linewidth=1)
         axes.set_yticks(range(len(sources)), [f"{s['source']} ({s['role']})" for s in sources])
-        axes.set(xlabel="change in bits per byte (left of 0: better)", ylim=(len(sources) - 0.4, -0.6))
+        axes.set(xlabel="bits per byte (below 0: better)", ylim=(len(sources) - 0.4, -0.6))
         axes.margins(x=0.15)
         axes.grid(axis="y", visible=False)
         return _svg(figure, "change-by-source")
@@ -164,7 +167,7 @@ def changes(sources: Sequence[dict[str, Any]]) -> str:
 def trade_off(gain: dict[str, Any], forgetting: dict[str, Any]) -> str:
     """Domain gained against general forgotten (macro averages of report.json), with both intervals."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes(4.6, 3.6)
+        figure, axes = _axes(5.2, 3.2)
         axes.axhline(0, color=_INK, linewidth=1)
         axes.axvline(0, color=_INK, linewidth=1)
         axes.plot([0], [0], "o", color=_INK)
