@@ -105,6 +105,7 @@ def test_a_killed_run_leaves_nothing_complete_and_its_rerun_gives_the_same_bytes
                 Source.open(folder / "shards" / name)
     prepare(corpus_config(folder, SOURCES, **SETTINGS))
     assert content(folder / "shards") == unkilled
+    assert all(done.was_complete for done in prepare(corpus_config(folder, SOURCES, **SETTINGS)))
 
 
 def test_a_rerun_does_not_tokenise_finished_parts_again(folder, unkilled, monkeypatch):
