@@ -35,6 +35,8 @@ _ALLOWED = {
     "torch.serialization": {"_get_layout"},
     "torch": {"Size", "float32", "bfloat16", "float16", "float64", "int64"},
     "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath"},
+    "pathlib._local": {"PosixPath"},
     "builtins": {"dict", "list", "tuple", "set"},
 }
 

@@ -27,7 +27,7 @@ def learning_rate(schedule: ScheduleConfig, progress: float) -> float:
         done = (progress - schedule.warmup) / rest if rest > 0 else 1.0
         return low + 0.5 * (peak - low) * (1.0 + math.cos(math.pi * done))
     if schedule.name == "wsd" and schedule.decay > 0 and progress > 1.0 - schedule.decay:
-        done = (progress - (1.0 - schedule.decay)) / schedule.decay
+        done = min(1.0, (progress - (1.0 - schedule.decay)) / schedule.decay)
         shape = done if schedule.decay_shape == "linear" else math.sqrt(done)
         return peak + (low - peak) * shape
     return peak

@@ -1,0 +1,39 @@
+# The two commands are `make demo` and `make test`; both set everything up first and can be run again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test test-fast lint bench docs clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt pip setuptools torch packaging ninja
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev,demo,wandb]'
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/python demo/demo.py
+
+test: setup lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not distributed and not e2e'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: setup
+	$(BIN)/python benchmarks/linear_cross_entropy.py
+
+docs: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_docs.py
+
+clean:
+	rm -rf $(VENV) runs build

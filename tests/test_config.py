@@ -1,0 +1,99 @@
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from cpt_dist import config as schema
+from cpt_dist.config import CptConfig, SourceConfig, StageConfig, mixture_knots, parse_quantity, validate
+from cpt_dist.errors import UserError
+
+CONFIGS = Path(schema.__file__).resolve().parents[1] / "configs"
+CHOICES = [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml"))]
+
+
+def good():
+    stage = StageConfig(tokens="8k", seq_len=64, batch_tokens="640", mixture={"legal": 1.0})
+    config = CptConfig(run_dir="run", stages=[stage])
+    config.data.sources = {"legal": SourceConfig(raw=["raw"])}
+    return config
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_shipped_file_composes_and_validates(group, choice):
+    ConfigStore.instance().store(name="cpt_config", node=CptConfig)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        composed = compose("config", [f"{group}={choice}", "run_dir=run", "data.shards=shards", "model.path=model"])
+    OmegaConf.set_struct(composed, False)
+    if (group, choice) == ("stage", "single"):
+        OmegaConf.update(composed, "data.sources", {"legal": SourceConfig(raw=["raw"])})
+        OmegaConf.update(composed, "stages.0.tokens", "1M")
+        OmegaConf.update(composed, "stages.0.mixture", {"legal": 1.0})
+    validate(OmegaConf.to_object(composed))
+
+
+@pytest.mark.parametrize("group", [c for c in vars(schema).values() if dataclasses.is_dataclass(c)])
+def test_every_field_has_its_explanation_below_it(group):
+    source = inspect.getsource(group)
+    for field in dataclasses.fields(group):
+        if not dataclasses.is_dataclass(field.type) and "Config" not in str(field.type):
+            assert re.search(rf'\n    {field.name}: [^\n]*\n    """', source), f"{group.__name__}.{field.name}"
+
+
+def test_a_valid_configuration_passes():
+    validate(good())
+
+
+def test_all_problems_are_raised_at_once():
+    config = good()
+    config.engine.name = "zerro"
+    config.optimizer.beta2 = 1.5
+    config.stages[0].mixture = {"legl": 1.0}
+    config.stages[0].batch_tokens = "650"
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    text = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 4
+    assert "did you mean 'zero'" in text
+    assert "did you mean 'legal'" in text
+    assert "nearest: 640 or 704" in text
+    assert "optimizer.beta2: 1.5" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("20B", 20_000_000_000), ("1.5M", 1_500_000), ("500k", 500_000), ("4096", 4096), ("5GB", 5 * 10**9), ("2_000", 2000)],
+)
+def test_quantities_have_decimal_units(text, value):
+    assert parse_quantity(text, "tokens") == value
+
+
+@pytest.mark.parametrize("text", ["", "many", "-3", "0", "1.5", "3 parsecs", "1.0001k5"])
+def test_a_bad_quantity_is_named(text):
+    with pytest.raises(UserError, match="tokens: "):
+        parse_quantity(text, "tokens")
+
+
+def test_a_mixture_is_normalised_at_every_knot():
+    knots, shares = mixture_knots({"a": [[0, 3], [0.5, 1]], "b": 1})
+    assert knots == [0.0, 0.5]
+    assert shares == [[0.75, 0.25], [0.5, 0.5]]
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), st.floats(0.01, 100), min_size=1))
+def test_constant_shares_sum_to_one(mixture):
+    knots, shares = mixture_knots(mixture)
+    assert knots == [0.0]
+    assert sum(shares[0]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("mixture", [{}, {"a": -1}, {"a": 0}, {"a": "x"}, {"a": [[0.5, 1], [0.2, 1]]}, {"a": [[0, 1, 2]]}])
+def test_an_impossible_mixture_is_refused(mixture):
+    with pytest.raises(UserError, match="mixture"):
+        mixture_knots(mixture)
