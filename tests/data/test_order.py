@@ -115,6 +115,7 @@ def test_another_sequence_length_counts_its_own_rows():
     order = order_of(stages, {"a": 40})
     read = rows_read(order)
     assert sorted(row for _, row, _ in read[:40]) == sorted(row for _, row, _ in read[40:]) == list(range(40))
+    assert {epoch for _, _, epoch in read} == {0}
     assert order.epochs(60) == {"a": {8: 1.0, 16: 0.5}}
 
 
