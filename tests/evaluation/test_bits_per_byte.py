@@ -141,7 +141,10 @@ def test_the_summary_holds_totals(byte_encoder, texts):
 def test_positions_restart_and_labels_follow_their_inputs_in_every_piece(encoder, texts):
     encoded = [encoder.encode(text.text) for text in texts]
 
+    num_labels = []
+
     def check(input_ids, labels, position_ids, cu_seqlens):
+        num_labels.append(int((labels != -100).sum()))
         for start, stop in itertools.pairwise(cu_seqlens.tolist()):
             assert position_ids[start:stop].tolist() == list(range(stop - start))
             counted = labels[start : stop - 1] != -100
@@ -149,6 +152,7 @@ def test_positions_restart_and_labels_follow_their_inputs_in_every_piece(encoder
         return torch.zeros(len(labels))
 
     score_tokens(encoded, check, window=16, batch_tokens=64)
+    assert sum(num_labels) == sum(len(tokens) - 1 for tokens in encoded)
 
 
 def test_nothing_to_score_is_refused(encoder):

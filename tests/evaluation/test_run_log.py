@@ -47,6 +47,13 @@ def test_evaluations_of_a_lost_stretch_are_forgotten(tmp_path):
     assert [(r["step"], r["sources"]["law"]["bits_per_byte"]) for r in log.evaluations] == [(0, 1.0), (1, 0.8)]
 
 
+def test_a_resume_takes_back_what_came_after_its_checkpoint_before_any_new_step(tmp_path):
+    evaluation = {"kind": "evaluation", "step": 6, "sources": {}}
+    records = [*(step(number) for number in range(1, 7)), evaluation, {"kind": "resume", "step": 4}]
+    log = write(tmp_path / "metrics.jsonl", records)
+    assert ([record["step"] for record in log.steps], log.evaluations, log.num_lost_steps) == ([1, 2, 3, 4], [], 2)
+
+
 def test_a_torn_line_and_strange_lines_are_counted_not_fatal(tmp_path):
     log = write(tmp_path / "metrics.jsonl", [step(1), [1, 2], {"kind": "step"}], tail='{"kind": "st')
     assert (len(log.steps), log.num_unreadable_lines) == (1, 3)

@@ -127,6 +127,11 @@ def test_ratio_weighs_documents_by_their_bytes():
     np.testing.assert_allclose(ratio(np.array([[1.0, 9.0], [2.0, 8.0]]), np.array([1.0, 4.0])), [2.0, 2.0])
 
 
+def test_a_resample_is_a_ratio_of_sums():
+    replicates = resampled_ratios(np.array([[1.0, 9.0]]), np.array([1.0, 4.0]), 200, 0)[0]
+    assert set(replicates) == {1 / 1, (1 + 9) / (1 + 4), 9 / 4}
+
+
 def test_the_gain_is_the_difference_with_the_other_sign():
     assert Estimate(-0.2, -0.3, -0.1).negated() == Estimate(0.2, 0.1, 0.3)
     assert Estimate(-0.2, None, None).negated() == Estimate(0.2, None, None)
