@@ -98,6 +98,7 @@ def test_a_partial_rotary_factor_is_where_both_look_for_it(tmp_path):
         {"model_type": "gpt2", "n_positions": 64},
         {
             "model_type": "gemma3_text",
+            "rope_theta": 1e6,
             "rope_parameters": {"full_attention": {"rope_theta": 1e6, "rope_type": "default"}},
         },
     ],
