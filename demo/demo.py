@@ -1,7 +1,7 @@
-"""The main job on real input, from nothing to a verdict: python demo/demo.py (or `make demo`, which installs first).
+"""The main job on real input, from nothing to a report: python demo/demo.py (`make demo` installs first).
 
-It fetches the base model and writes the corpora, then runs the commands that a user would type, and shows each: prepare,
-two-process ZeRO-3 training, a real `kill -9` in the middle, the resume with the other engine, consolidation,
+It fetches the base model and writes the corpora, then runs the commands that a user would type, and shows each:
+prepare, two-process ZeRO-3 training, a real `kill -9` in the middle, the resume with the other engine, consolidation,
 evaluation. It prints what it measured and claims nothing else. Running it again keeps the model and the corpora.
 """
 
@@ -80,30 +80,40 @@ def kill_tree(pid: int) -> None:
 def final_table(seconds: float) -> None:
     """What the run gained, forgot, read and how fast, from its own files."""
     report = json.loads((RUN / "report.json").read_text())
-    lines = (RUN / "metrics.jsonl").read_text().splitlines()
-    steps = [record for record in map(json.loads, lines) if record["kind"] == "step"]
-    table = Table(title="SmolLM2-135M on ICD-10-CM, replaying State of the Union addresses")
-    for heading in ("source", "role", "bits per byte before", "after", "change [95% interval]", "tokens planned", "realised"):
-        table.add_column(heading, justify="left" if heading in ("source", "role") else "right")
-    for name, source in report["sources"].items():
-        change = source["change"]
-        interval = f" [{change['low']:+.4f}, {change['high']:+.4f}]" if change["low"] is not None else " [no interval]"
+    tokens = {source["source"]: source for source in report["run"]["sources"]}
+    table = Table(title="SmolLM2-135M on ICD-10-CM, replaying State of the Union addresses; bits per byte, held out")
+    for heading in ("source", "role", "before", "after", "change", "outcome", "tokens planned", "realised"):
+        table.add_column(heading, justify="left" if heading in ("source", "role", "outcome") else "right")
+    for source in report["sources"]:
+        counts = tokens[source["source"]]
         table.add_row(
-            name,
+            source["source"],
             source["role"],
-            f"{source['base']['bits_per_byte']:.4f}",
-            f"{source['adapted']['bits_per_byte']:.4f}",
-            f"{change['value']:+.4f}{interval}",
-            f"{steps[-1]['planned_tokens'][name]:,.0f}",
-            f"{steps[-1]['realised_tokens'][name]:,}",
+            with_interval(source["base"], "{:.4f}"),
+            with_interval(source["adapted"], "{:.4f}"),
+            with_interval(source["difference"], "{:+.4f}"),
+            source["outcome"],
+            f"{counts['planned_tokens']:,.0f}",
+            f"{counts['realised_tokens']:,}",
         )
     CONSOLE.rule("result", align="left")
     CONSOLE.print(table)
-    speeds = sorted(record["tokens_per_second"] for record in steps)
-    CONSOLE.print(f"training: {len({s['step'] for s in steps})} steps, median {speeds[len(speeds) // 2]:.0f} tokens/s on 2 processes")
+    run_facts = report["run"]
+    CONSOLE.print(
+        f"training: {run_facts['steps']} steps, {run_facts['tokens']:,} tokens, "
+        f"median {run_facts['tokens_per_second']:.0f} tokens/s on 2 processes; "
+        f"{run_facts['lost_steps']} steps were lost to the kill and made again"
+    )
     CONSOLE.print(f"model:  {RUN.relative_to(ROOT)}/model")
     CONSOLE.print(f"report: {RUN.relative_to(ROOT)}/report.html (and .md, .json)")
     CONSOLE.print(f"the demo took {seconds:.0f} s after the base model was there")
+
+
+def with_interval(estimate: dict[str, float | None], form: str) -> str:
+    """A value and its interval below it, where there is one."""
+    low, high = estimate["low"], estimate["high"]
+    interval = "" if low is None else f"\n[{form.format(low)}, {form.format(high)}]"
+    return form.format(estimate["value"]) + interval
 
 
 def main() -> None:

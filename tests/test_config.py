@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from cpt_dist import config as schema
@@ -68,7 +68,14 @@ def test_all_problems_are_raised_at_once():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("20B", 20_000_000_000), ("1.5M", 1_500_000), ("500k", 500_000), ("4096", 4096), ("5GB", 5 * 10**9), ("2_000", 2000)],
+    [
+        ("20B", 20_000_000_000),
+        ("1.5M", 1_500_000),
+        ("500k", 500_000),
+        ("4096", 4096),
+        ("5GB", 5 * 10**9),
+        ("2_000", 2000),
+    ],
 )
 def test_quantities_have_decimal_units(text, value):
     assert parse_quantity(text, "tokens") == value
@@ -93,7 +100,9 @@ def test_constant_shares_sum_to_one(mixture):
     assert sum(shares[0]) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("mixture", [{}, {"a": -1}, {"a": 0}, {"a": "x"}, {"a": [[0.5, 1], [0.2, 1]]}, {"a": [[0, 1, 2]]}])
+@pytest.mark.parametrize(
+    "mixture", [{}, {"a": -1}, {"a": 0}, {"a": "x"}, {"a": [[0.5, 1], [0.2, 1]]}, {"a": [[0, 1, 2]]}]
+)
 def test_an_impossible_mixture_is_refused(mixture):
     with pytest.raises(UserError, match="mixture"):
         mixture_knots(mixture)

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -105,7 +106,7 @@ def _write_weights(reader: SafeReader, folder: Path, dtype: torch.dtype, max_sha
     if len(files) == 1:
         write_stream(folder / "model.safetensors", files[0], stream(files[0]))
         return specs
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate(files, start=1):
         name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         write_stream(folder / name, part, stream(part))
@@ -123,9 +124,10 @@ def logit_difference(folder: Path, probe: Probe, dtype: torch.dtype) -> float:
     """
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, local_files_only=True, output_loading_info=True
     )
+    model, info = loaded
     wrong = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
     if wrong:
         raise UserError(f"the consolidated model doesn't load whole: {wrong}")
@@ -159,8 +161,8 @@ def consolidate_run(config: CptConfig) -> Consolidated:
     max_bytes = parse_quantity(wanted.max_shard_size, "consolidate.max_shard_size")
     done = consolidate(store, step, run.model_files, Path(wanted.out), wanted.dtype, max_bytes)
     print(
-        f"{done.folder}: step {done.step}, {done.num_tensors} tensors, {done.num_bytes / 1e6:.1f} MB of {wanted.dtype}; "
-        f"peak memory while writing {done.streaming_peak_bytes / 1e6:.0f} MB "
+        f"{done.folder}: step {done.step}, {done.num_tensors} tensors, {done.num_bytes / 1e6:.1f} MB of "
+        f"{wanted.dtype}; peak memory while writing {done.streaming_peak_bytes / 1e6:.0f} MB "
         f"(largest tensor {done.largest_tensor_bytes / 1e6:.1f} MB)"
     )
     if done.logit_difference is None:

@@ -65,4 +65,4 @@ def write_stream(path: Path, specs: list[TensorSpec], tensors: Iterable[torch.Te
             if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
                 raise ValueError(f"{spec.name}: {tuple(tensor.shape)} {tensor.dtype} is not {spec}")
             if spec.num_bytes:
-                handle.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+                handle.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)

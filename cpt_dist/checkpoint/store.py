@@ -147,7 +147,9 @@ class CheckpointStore:
         """The manifest of a checkpoint. Raises UserError where there is none or it is not one."""
         path = self.path(step) / "manifest.json"
         if not path.is_file():
-            raise UserError(f"there is no checkpoint of step {step} in {self.folder}; there are: {self.steps() or 'none'}")
+            raise UserError(
+                f"there is no checkpoint of step {step} in {self.folder}; there are: {self.steps() or 'none'}"
+            )
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -199,9 +201,8 @@ class CheckpointStore:
             if name not in stored or name not in names:
                 raise UserError(f"{where}: tensor '{name}' is only in the {'model' if name in names else 'checkpoint'}")
             if name in tensors and tuple(tensors[name].shape) != tuple(stored[name]):
-                raise UserError(
-                    f"{where}: '{name}' has shape {list(stored[name])} there and {list(tensors[name].shape)} in the model"
-                )
+                there, here = list(stored[name]), list(tensors[name].shape)
+                raise UserError(f"{where}: '{name}' has shape {there} there and {here} in the model")
         dcp.load(tensors, storage_reader=reader)
 
 

@@ -42,9 +42,7 @@ class FsdpEngine(Engine):
         self._max_grad_norm = optimizer.max_grad_norm
         mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
         # Inputs are not cast: they are integers at the root, and casting would copy the document borders in each layer.
-        policy = MixedPrecisionPolicy(
-            param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
+        policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         offload: OffloadPolicy = CPUOffloadPolicy() if config.offload else OffloadPolicy()
         if not config.offload:
             model.to(world.device)
@@ -88,9 +86,7 @@ class FsdpEngine(Engine):
         self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor
     ) -> torch.Tensor:
         self.model.eval()
-        inputs = self._to_device(
-            input_ids=input_ids, labels=labels, position_ids=position_ids, cu_seqlens=cu_seqlens
-        )
+        inputs = self._to_device(input_ids=input_ids, labels=labels, position_ids=position_ids, cu_seqlens=cu_seqlens)
         return self.model(**inputs, divisor=1.0)[1]
 
     @torch.no_grad()

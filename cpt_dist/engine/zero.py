@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from cpt_dist.engine.zero_state import ZeroState, zero_state
 from cpt_dist.model.packed import PackedCausalLM
 
 
-def _import_deepspeed(world: World):  # noqa: ANN202 - the module has no type
+def _import_deepspeed(world: World) -> Any:
     if world.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -31,7 +32,9 @@ def _import_deepspeed(world: World):  # noqa: ANN202 - the module has no type
 
     logger.setLevel(logging.WARNING)
     # Torch 2.13 warns of these two names on each of DeepSpeed's calls, in every run.
-    warnings.filterwarnings("ignore", message=r".*(all_gather_into_tensor|reduce_scatter_tensor).*", category=FutureWarning)
+    warnings.filterwarnings(
+        "ignore", message=r".*(all_gather_into_tensor|reduce_scatter_tensor).*", category=FutureWarning
+    )
     if world.device.type == "cpu":
         # DeepSpeed would compile a shared-memory all-reduce with g++ at the start of each new machine, whose ranks
         # spin on flags for ever once one of them is killed. gloo notices a lost rank.
@@ -39,9 +42,11 @@ def _import_deepspeed(world: World):  # noqa: ANN202 - the module has no type
     return deepspeed
 
 
-def deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig, compute_dtype: torch.dtype, world_size: int) -> dict:
+def deepspeed_config(
+    config: EngineConfig, optimizer: OptimizerConfig, compute_dtype: torch.dtype, world_size: int
+) -> dict[str, Any]:
     """DeepSpeed's own configuration for ours; nothing in it is left to `auto`."""
-    zero: dict = {"stage": config.zero_stage}
+    zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = False
     if config.offload and config.zero_stage > 0:
@@ -108,9 +113,7 @@ class ZeroEngine(Engine):
         self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor
     ) -> torch.Tensor:
         self._engine.eval()
-        inputs = self._to_device(
-            input_ids=input_ids, labels=labels, position_ids=position_ids, cu_seqlens=cu_seqlens
-        )
+        inputs = self._to_device(input_ids=input_ids, labels=labels, position_ids=position_ids, cu_seqlens=cu_seqlens)
         return self._engine(**inputs, divisor=1.0)[1]
 
     @torch.no_grad()

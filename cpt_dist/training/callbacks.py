@@ -78,7 +78,13 @@ class Checkpoints(Callback):
         path = run.store.save(run.step, run.engine.state_tensors(), trainer, self._probe(run))
         if run.world.is_first:
             seconds = time.perf_counter() - begin
-            record = {"kind": "checkpoint", "step": run.step, "time": time.time(), "seconds": seconds, "path": str(path)}
+            record = {
+                "kind": "checkpoint",
+                "step": run.step,
+                "time": time.time(),
+                "seconds": seconds,
+                "path": str(path),
+            }
             run.directory.append_metrics(record)
 
     @staticmethod

@@ -11,6 +11,7 @@ from typing import Any
 
 from cpt_kernels import chosen
 
+from cpt_dist.errors import UserError
 from cpt_dist.training.callback import Callback
 from cpt_dist.training.run import Run, StepResult
 from cpt_dist.training.throughput import measured_peak_flops, resident_bytes
@@ -73,9 +74,9 @@ class WandbMirror(Callback):
         try:
             import wandb
         except ImportError as error:
-            from cpt_dist.errors import UserError
-
-            raise UserError("logging.wandb: wandb is not installed; pip install 'cpt_dist[wandb]' or turn it off") from error
+            raise UserError(
+                "logging.wandb: wandb is not installed; pip install 'cpt_dist[wandb]' or turn it off"
+            ) from error
         from omegaconf import OmegaConf
 
         has_key = bool(os.environ.get("WANDB_API_KEY"))

@@ -6,6 +6,7 @@ It imports nothing heavy, so a mistake is reported at once. It computes nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from cpt_dist.config import CptConfig
@@ -42,7 +43,7 @@ def check_files(config: CptConfig) -> None:
     problems: list[str] = []
     world_size = int(os.environ.get("WORLD_SIZE", 1))
 
-    def collect(check, *arguments) -> None:  # noqa: ANN001, ANN002
+    def collect(check: Callable[..., object], *arguments: object) -> None:
         try:
             check(*arguments)
         except UserError as error:

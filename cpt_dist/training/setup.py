@@ -101,7 +101,6 @@ def _announce(run: Run, precision_reason: str, resumed_step: int | None) -> None
     stage = f" {config.engine.zero_stage}" if config.engine.name == "zero" else ""
     position = "from the base model" if resumed_step is None else f"resumed from step {resumed_step}"
     print(
-        f"{config.run_dir}: {position}; {config.engine.name}{stage} on {run.world.size} rank(s), "
-        f"{precision_reason}",
+        f"{config.run_dir}: {position}; {config.engine.name}{stage} on {run.world.size} rank(s), {precision_reason}",
         flush=True,
     )

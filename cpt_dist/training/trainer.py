@@ -62,6 +62,7 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
     begin = time.perf_counter()
     engine, world = run.engine, run.world
     num_sources = len(run.sources)
+    batch_samples = run.order.stages[index].batch_samples
     sums = torch.zeros(3, num_sources, dtype=torch.float64)
     for number, batch in enumerate(batches.micro_batches, start=1):
         last = number == len(batches.micro_batches)
@@ -79,9 +80,9 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
     if not torch.isfinite(sums[0]).all():
         raise FloatingPointError(
             f"step {run.step + 1}: the loss is not finite; samples {run.position} to "
-            f"{run.position + run.order.stages[index].batch_samples - 1}; the newest checkpoint is of step {run.store.steps()[-1:]}"
+            f"{run.position + batch_samples - 1}; checkpoints before it: {run.store.steps()}"
         )
-    run.position += run.order.stages[index].batch_samples
+    run.position += batch_samples
     rate = learning_rate(run.schedule(stage), run.progress(index))
     norm = engine.step(rate)
     return StepResult(
