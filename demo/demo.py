@@ -22,7 +22,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "runs" / "demo"
-KILL_AFTER_STEP = 14
+KILL_AFTER_STEP = 6
 BINARIES = Path(sys.executable).parent
 CONSOLE = Console()
 

@@ -51,7 +51,7 @@ class FsdpEngine(Engine):
         fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
         self.model = model
         groups = parameter_groups(model, optimizer.weight_decay)
-        self._optimizer = adamw(groups, optimizer, fused=world.device.type == "cuda" and not config.offload)
+        self._optimizer = adamw(groups, optimizer)
         self._make_moments()
 
     def _make_moments(self) -> None:
@@ -59,7 +59,7 @@ class FsdpEngine(Engine):
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 state = self._optimizer.state[parameter]
-                state["step"] = torch.tensor(0.0, device=parameter.device if group["fused"] else "cpu")
+                state["step"] = torch.tensor(0.0, device=parameter.device)
                 for moment in MOMENTS:
                     state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 

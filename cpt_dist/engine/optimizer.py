@@ -24,6 +24,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def adamw(groups: list[dict], config: OptimizerConfig, fused: bool) -> torch.optim.AdamW:
+def adamw(groups: list[dict], config: OptimizerConfig) -> torch.optim.AdamW:
     """PyTorch's AdamW (Loshchilov and Hutter, arXiv 1711.05101) with learning rate 0 until a step sets it."""
-    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=fused)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)

@@ -82,10 +82,9 @@ class ZeroEngine(Engine):
         self.world, self.compute_dtype, self.stage = world, compute_dtype, config.zero_stage
         deepspeed.init_distributed(dist_backend="gloo" if world.device.type == "cpu" else "nccl", verbose=False)
         groups = parameter_groups(model, optimizer.weight_decay)
-        fused = world.device.type == "cuda" and not config.offload
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
-            optimizer=adamw(groups, optimizer, fused=fused),
+            optimizer=adamw(groups, optimizer),
             config=deepspeed_config(config, optimizer, compute_dtype, world.size),
         )
         self.model = self._engine.module

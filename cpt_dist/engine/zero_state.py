@@ -23,11 +23,10 @@ NamedParameters = list[tuple[str, nn.Parameter]]
 
 def _make_moments(optimizer: torch.optim.Optimizer, masters: list[torch.Tensor]) -> None:
     # AdamW makes its state in the first step; a checkpoint of step 0 and a load need it before.
-    fused = optimizer.param_groups[0]["fused"]
     for master in masters:
         state = optimizer.state[master]
         if "step" not in state:
-            state["step"] = torch.tensor(0.0, device=master.device if fused else "cpu")
+            state["step"] = torch.tensor(0.0, device=master.device)
             for moment in MOMENTS:
                 state[moment] = torch.zeros_like(master)
 

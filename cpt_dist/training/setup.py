@@ -6,10 +6,12 @@ The order of things matters: what can be refused from small files is refused bef
 from __future__ import annotations
 
 import platform
+import sys
 import time
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 import cpt_dist
 from cpt_dist.checkpoint.store import CheckpointStore
@@ -35,6 +37,8 @@ def set_up(config: CptConfig, world: World) -> Run:
     store = CheckpointStore(directory.checkpoints, config.checkpoint.keep_last)
     step = _step_to_resume(config, store, order)
     dtype, reason = resolve_precision(config.engine.precision, world.device)
+    if not (world.is_first and sys.stderr.isatty()):
+        disable_progress_bar()
     model = load_model(config.model, dtype=torch.float32)
     engine = build_engine(model, config, world, dtype)
     run = Run(

@@ -1,0 +1,86 @@
+"""Write docs/configuration.md from the schema: python docs/make_configuration.py (a test compares them)."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from pathlib import Path
+
+from omegaconf import MISSING, OmegaConf
+
+from cpt_dist import config
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAD = """# Configuration
+
+Written by `python docs/make_configuration.py` from `cpt_dist/config.py`.
+
+A run is composed by Hydra from the groups under `configs/`. Values are changed on the command line as `group.key=value`;
+files are chosen as `group=file`. A file of your own lies in a folder like `configs/`, given as `--config-dir=FOLDER`.
+`--cfg job` prints the result without running anything.
+
+```sh
+python launch/train.py experiment=demo --cfg job
+python launch/train.py experiment=demo engine=zero2 schedule=cosine schedule.peak_lr=5e-5 --cfg job
+```
+
+Counts of tokens and bytes take decimal units: `20B`, `1.5M`, `500k`, `5GB`, `4096`.
+"""
+
+
+def explanations(schema: type) -> dict[str, str]:
+    """Field name -> the literal below it."""
+    (definition,) = ast.parse(inspect.getsource(schema)).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for field, literal in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(literal, ast.Expr):
+            assert isinstance(field.target, ast.Name)
+            assert isinstance(literal.value, ast.Constant)
+            found[field.target.id] = " ".join(str(literal.value.value).split())
+    return found
+
+
+def default_of(field: dataclasses.Field) -> str:
+    """A field's default as YAML, or that it has none."""
+    if field.default == MISSING:
+        return "required"
+    if field.default is dataclasses.MISSING:
+        return "empty"
+    return f"`{OmegaConf.to_yaml({'value': field.default}).split(': ', 1)[1].strip()}`"
+
+
+def page() -> str:
+    """The whole page."""
+    sections = [("run", config.CptConfig)]
+    for name, schema in (("model", config.ModelConfig), ("data", config.DataConfig)):
+        sections.append((name, schema))
+    sections += [
+        ("data.sources.NAME", config.SourceConfig),
+        ("engine", config.EngineConfig),
+        ("optimizer", config.OptimizerConfig),
+        ("schedule", config.ScheduleConfig),
+        ("stages.N", config.StageConfig),
+        ("checkpoint", config.CheckpointConfig),
+        ("evaluation", config.EvaluationConfig),
+        ("logging", config.LoggingConfig),
+        ("consolidate", config.ConsolidateConfig),
+        ("evaluate", config.EvaluateConfig),
+    ]
+    parts = [HEAD]
+    for name, schema in sections:
+        texts = explanations(schema)
+        rows = [
+            f"| `{field.name}` | {default_of(field)} | {texts[field.name]} |"
+            for field in dataclasses.fields(schema)
+            if field.name in texts
+        ]
+        choices = sorted(path.stem for path in (ROOT / "configs" / name).glob("*.yaml"))
+        files = f"Files: {', '.join(f'`{choice}`' for choice in choices)}.\n\n" if choices else ""
+        parts.append(f"## {name}\n\n{files}| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "configuration.md").write_text(page(), encoding="utf-8")
