@@ -1,7 +1,7 @@
 """Write the demo's two corpora as JSONL: python demo/corpora.py OUT
 
-icd10cm.jsonl (the domain): the tabular list of ICD-10-CM from the package simple-icd-10-cm, one document a category,
-written as readable text. The classification is a work of the US government (CDC/NCHS and CMS), in the public domain in
+icd10cm.jsonl (the domain): the tabular list of ICD-10-CM from the package simple-icd-10-cm, by category, written as
+readable text. The classification is a work of the US government (CDC/NCHS and CMS), in the public domain in
 the US; the package is MIT-licensed.
 sotu.jsonl (the general text that must not be forgotten): annual messages and State of the Union addresses of the US
 presidents from 1790 on, from the package sotu. The speeches are in the public domain; they were collected by the
@@ -17,7 +17,7 @@ import importlib.util
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cpt_dist.errors import UserError
@@ -36,7 +36,8 @@ NOTES = {
 }
 
 
-PASSAGE_BYTES = 1500
+DOCUMENT_BYTES = 1500
+"""Least size at which a document ends. Held-out documents weigh by their bytes: a few huge ones decide nothing."""
 
 
 def package_data(package: str) -> Path:
@@ -74,44 +75,48 @@ def _diagnosis(element: ElementTree.Element, depth: int = 0) -> Iterator[str]:
 
 
 def icd10cm() -> Iterator[dict[str, str]]:
-    """One document for each three-character category, under the headings of its chapter and its section."""
+    """Documents of each three-character category, under the headings of its chapter and its section.
+
+    A large category is cut between the diagnoses directly below it; each part repeats the headings.
+    """
     file = next(package_data("simple_icd_10_cm").glob("icd10c-tabular*.xml"))
     for chapter in ElementTree.parse(file).getroot().findall("chapter"):
         for section in chapter.findall("section"):
             heading = [f"Chapter {chapter.findtext('name')}: {_clean(chapter.findtext('desc'))}"]
             heading += [f"Section: {_clean(section.findtext('desc'))}", *_notes(section), ""]
             for category in section.findall("diag"):
-                lines = [*heading, *_diagnosis(category)]
-                yield {"id": f"icd10cm/{category.findtext('name')}", "text": "\n".join(lines) + "\n"}
+                code = category.findtext("name")
+                title = f"{code} {_clean(category.findtext('desc'))}"
+                notes = "\n".join(f"  {note}" for note in _notes(category))
+                below = ["\n".join(_diagnosis(child, depth=1)) for child in category.findall("diag")]
+                for number, part in enumerate(_grouped(filter(None, [notes, *below]), DOCUMENT_BYTES) or [""]):
+                    text = "\n".join([*heading, title, part]).rstrip("\n") + "\n"
+                    yield {"id": f"icd10cm/{code}/{number}", "text": text}
 
 
-def _passages(text: str, least_bytes: int) -> Iterator[str]:
-    """Consecutive whole paragraphs, joined until they have at least `least_bytes`; the last may be shorter."""
-    gathered: list[str] = []
-    size = 0
-    for paragraph in filter(None, map(str.strip, text.split("\n"))):
-        gathered.append(paragraph)
-        size += len(paragraph.encode())
+def _grouped(blocks: Iterable[str], least_bytes: int) -> list[str]:
+    """Consecutive blocks joined by line feeds until they have at least `least_bytes`; the last may be shorter."""
+    groups: list[list[str]] = []
+    size = least_bytes
+    for block in blocks:
         if size >= least_bytes:
-            yield "\n".join(gathered) + "\n"
-            gathered, size = [], 0
-    if gathered:
-        yield "\n".join(gathered) + "\n"
+            groups.append([])
+            size = 0
+        groups[-1].append(block)
+        size += len(block.encode())
+    return ["\n".join(group) for group in groups]
 
 
 def sotu() -> Iterator[dict[str, str]]:
-    """One document for each passage of an address, in the order of time; the package's other documents are left out.
-
-    An address has about 10,000 tokens: held out whole, a few of them would be all that an evaluation in minutes can
-    read, and no interval could be given.
-    """
+    """Passages of whole paragraphs of each address, in the order of time; the package's other texts are left out."""
     folder = package_data("sotu")
     with open(folder / "metadata.csv", encoding="utf-8", newline="") as handle:
         rows = [row for row in csv.DictReader(handle) if row["is_sotu"] == "True"]
     for row in rows:
         text = (folder / "speeches" / f"{row['fileid']}.txt").read_text(encoding="utf-8")
-        for number, passage in enumerate(_passages(text, PASSAGE_BYTES)):
-            yield {"id": f"sotu/{row['fileid']}/{number}", "text": passage}
+        paragraphs = filter(None, map(str.strip, text.split("\n")))
+        for number, passage in enumerate(_grouped(paragraphs, DOCUMENT_BYTES)):
+            yield {"id": f"sotu/{row['fileid']}/{number}", "text": passage + "\n"}
 
 
 def main(out: Path) -> None:

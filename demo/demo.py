@@ -23,8 +23,10 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "runs" / "demo"
 KILL_AFTER_STEP = 6
+# torchrun sets it to 1 with a warning of five lines; a rank chooses its threads itself.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count())}
 BINARIES = Path(sys.executable).parent
-CONSOLE = Console()
+CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def shown(words: list[str]) -> str:
@@ -36,7 +38,7 @@ def run(*words: str) -> float:
     """Run a command, let its output through, and give the seconds it took. Ends the demo if it fails."""
     CONSOLE.rule(f"$ {shown(list(words))}", align="left")
     begin = time.monotonic()
-    done = subprocess.run(words, cwd=ROOT, check=False)
+    done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, check=False)
     if done.returncode:
         sys.exit(f"demo: '{shown(list(words))}' ended with exit code {done.returncode}")
     return time.monotonic() - begin
@@ -55,7 +57,7 @@ def last_step() -> int:
 def run_and_kill(*words: str) -> None:
     """Run a command and kill all its processes with SIGKILL once training has passed `KILL_AFTER_STEP`."""
     CONSOLE.rule(f"$ {shown(list(words))}", align="left")
-    process = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
+    process = subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, start_new_session=True)
     while last_step() < KILL_AFTER_STEP:
         if process.poll() is not None:
             sys.exit(f"demo: '{shown(list(words))}' ended before step {KILL_AFTER_STEP}")

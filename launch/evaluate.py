@@ -1,5 +1,6 @@
 """Compare base and adapted model on held-out text: python launch/evaluate.py run_dir=runs/demo"""
 
+import sys
 from pathlib import Path
 
 from cpt_dist.cli import run
@@ -18,7 +19,7 @@ def main(config: CptConfig) -> None:
     from cpt_dist.evaluation.run_log import RunLog
     from cpt_dist.evaluation.table import print_table
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     with console.status("evaluating") as status:
         evaluation = evaluate(config, status.update)
     record = write_report(evaluation, config.evaluate.out, RunLog.read(Path(config.run_dir) / "metrics.jsonl"))
