@@ -47,7 +47,11 @@ def test_a_launch_command_composes(words):
     assert (ROOT / words[script]).is_file()
     arguments = [word for word in words[script + 1 :] if word not in ("--cfg", "job")]
     done = subprocess.run(
-        [sys.executable, words[script], *arguments, "--cfg", "job"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, words[script], *arguments, "--cfg", "job"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("run_dir:")

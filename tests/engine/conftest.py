@@ -24,6 +24,12 @@ UNINTERRUPTED = {
     "micro-batch 4": (1, {"name": "fsdp", "micro_batch": 4}),
     "zero 2 micro-batch 2": (2, {"name": "zero", "micro_batch": 2}),
 }
+BF16 = {
+    "bf16 fsdp 2": (2, {"name": "fsdp", "precision": "bf16"}),
+    "bf16 zero 2": (2, {"name": "zero", "precision": "bf16"}),
+    "bf16 zero0 2": (2, {"name": "zero", "zero_stage": 0, "precision": "bf16"}),
+    "bf16 zero1 2": (2, {"name": "zero", "zero_stage": 1, "precision": "bf16"}),
+}
 WRITERS = ("zero 2", "fsdp 2", "one")
 READERS = {
     "zero 2": UNINTERRUPTED["zero 2"],
@@ -34,6 +40,13 @@ READERS = {
 }
 FURTHER = [("zero2 2", "one"), ("zero0 2", "fsdp 2"), ("one", "zero1 2"), ("fsdp 2", "zero2 2"), ("one", "zero0 2")]
 RESUMES = [(writer, reader) for writer in WRITERS for reader in READERS] + FURTHER
+BF16_RESUMES = [
+    ("bf16 zero 2", "bf16 fsdp 2"),
+    ("bf16 fsdp 2", "bf16 zero0 2"),
+    ("bf16 zero0 2", "bf16 zero 2"),
+    ("bf16 fsdp 2", "bf16 zero1 2"),
+]
+ALL = UNINTERRUPTED | BF16
 HALF = 10
 
 
@@ -100,14 +113,14 @@ def runs(tmp_path_factory):
         config["engine"] = config["engine"] | engine
         return {"config": config, "save_loaded": str(save_loaded) if save_loaded else None}
 
-    jobs = [(size, job(runs.uninterrupted(name), engine)) for name, (size, engine) in UNINTERRUPTED.items()]
+    jobs = [(size, job(runs.uninterrupted(name), engine)) for name, (size, engine) in ALL.items()]
     run_jobs(folder, jobs)
     jobs = []
-    for writer, reader in RESUMES:
+    for writer, reader in RESUMES + BF16_RESUMES:
         target = runs.resumed(writer, reader)
         shutil.copytree(runs.uninterrupted(writer), target, ignore=shutil.ignore_patterns("samples-*"))
         shutil.rmtree(target / "checkpoints" / "step-00000020")
-        size, engine = (READERS | UNINTERRUPTED)[reader]
+        size, engine = (READERS | ALL)[reader]
         jobs.append((size, job(target, engine, runs.loaded(writer, reader))))
     run_jobs(folder, jobs)
     return runs

@@ -1,7 +1,7 @@
 import pytest
 
 from cpt_dist.checkpoint.dcp import SafeReader
-from tests.engine.conftest import HALF, RESUMES, UNINTERRUPTED
+from tests.engine.conftest import BF16, BF16_RESUMES, HALF, RESUMES, UNINTERRUPTED
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(580)]
 
@@ -43,7 +43,21 @@ def test_a_resume_reads_the_samples_that_the_uninterrupted_run_reads(runs, write
     assert resumed == {step: whole[step] for step in resumed}
 
 
-@pytest.mark.parametrize(("writer", "reader"), RESUMES)
+@pytest.mark.parametrize("name", BF16)
+def test_bf16_stays_near_fp32(runs, name):
+    losses = runs.losses(runs.uninterrupted(name))
+    assert losses != runs.losses(runs.uninterrupted("one"))
+    assert losses == pytest.approx(runs.losses(runs.uninterrupted("one")), rel=1e-2)
+
+
+@pytest.mark.parametrize(("writer", "reader"), BF16_RESUMES)
+def test_a_bf16_resume_continues_the_loss_curve(runs, writer, reader):
+    resumed = runs.losses(runs.resumed(writer, reader))
+    assert len(resumed) == 20
+    assert resumed == pytest.approx(runs.losses(runs.uninterrupted(writer)), rel=1e-2)
+
+
+@pytest.mark.parametrize(("writer", "reader"), RESUMES + BF16_RESUMES)
 def test_weights_and_adam_moments_are_bit_equal_after_a_load(runs, writer, reader):
     saved = tensors(runs.uninterrupted(writer) / "checkpoints", HALF)
     loaded = tensors(runs.loaded(writer, reader), HALF)
