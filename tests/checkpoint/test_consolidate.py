@@ -100,6 +100,8 @@ def test_a_streamed_file_is_read_by_the_library(tmp_path):
     tensors = {"a": torch.randn(3, 4), "b": torch.randn(0, 2), "c": torch.randn(5).to(torch.bfloat16)}
     specs = [TensorSpec(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
     write_stream(tmp_path / "x.safetensors", specs, tensors.values())
+    header_bytes = int.from_bytes((tmp_path / "x.safetensors").read_bytes()[:8], "little")
+    assert header_bytes % 8 == 0, "the data of a mapped file must be aligned"
     read = load_file(tmp_path / "x.safetensors")
     assert all(read[name].equal(tensor) and read[name].dtype == tensor.dtype for name, tensor in tensors.items())
 
