@@ -24,6 +24,10 @@ DECAY_SHAPES = ("linear", "1-sqrt")
 ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn")
 INVALID_UTF8 = ("drop", "replace")
 ROLES = ("domain", "replay")
+ZERO_0_IN_BF16 = (
+    "engine.zero_stage: 0 keeps no fp32 master weights when it computes in bf16; "
+    "use engine=zero1 (the same, with less memory), or engine.precision=fp32"
+)
 
 
 @dataclass
@@ -364,6 +368,8 @@ def validate(config: CptConfig) -> None:
     _one_of(problems, "engine.precision", config.engine.precision, PRECISIONS)
     if config.engine.zero_stage not in (0, 1, 2, 3):
         problems.append(f"engine.zero_stage: {config.engine.zero_stage} is unknown; it is 0, 1, 2 or 3")
+    elif config.engine.name == "zero" and config.engine.zero_stage == 0 and config.engine.precision == "bf16":
+        problems.append(ZERO_0_IN_BF16)
     _one_of(problems, "model.attention", config.model.attention, ATTENTIONS)
     _one_of(problems, "data.invalid_utf8", config.data.invalid_utf8, INVALID_UTF8)
     _one_of(problems, "data.verify", config.data.verify, ("read", "open"))

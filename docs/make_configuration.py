@@ -16,7 +16,7 @@ HEAD = """# Configuration
 
 Written by `python docs/make_configuration.py` from `cpt_dist/config.py`.
 
-A run is composed by Hydra from the groups under `configs/`. Values are changed on the command line as `group.key=value`;
+A run is composed by Hydra from the groups under `configs/`. Values are changed on the command line: `group.key=value`;
 files are chosen as `group=file`. A file of your own lies in a folder like `configs/`, given as `--config-dir=FOLDER`.
 `--cfg job` prints the result without running anything.
 

@@ -66,6 +66,13 @@ def test_all_problems_are_raised_at_once():
     assert "optimizer.beta2: 1.5" in text
 
 
+def test_zero_0_in_bf16_is_refused_with_what_to_use():
+    config = good()
+    config.engine.name, config.engine.zero_stage, config.engine.precision = "zero", 0, "bf16"
+    with pytest.raises(UserError, match="use engine=zero1"):
+        validate(config)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from cpt_dist.config import EngineConfig, OptimizerConfig
+from cpt_dist.config import ZERO_0_IN_BF16, EngineConfig, OptimizerConfig
 from cpt_dist.data.batches import Batch
 from cpt_dist.engine.base import Engine
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.optimizer import adamw, parameter_groups
 from cpt_dist.engine.zero_state import ZeroState, zero_state
+from cpt_dist.errors import UserError
 from cpt_dist.model.packed import PackedCausalLM
 
 
@@ -78,6 +79,8 @@ class ZeroEngine(Engine):
         world: World,
         compute_dtype: torch.dtype,
     ) -> None:
+        if config.zero_stage == 0 and compute_dtype is torch.bfloat16:
+            raise UserError(ZERO_0_IN_BF16)
         deepspeed = _import_deepspeed(world)
         self.world, self.compute_dtype, self.stage = world, compute_dtype, config.zero_stage
         deepspeed.init_distributed(dist_backend="gloo" if world.device.type == "cpu" else "nccl", verbose=False)

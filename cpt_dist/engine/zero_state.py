@@ -1,7 +1,6 @@
 """DeepSpeed's master weights and Adam moments as named tensors, for every ZeRO stage.
 
-Stage 0 in fp32 has plain tensors; stages 1 and 2 (and bf16 at stage 0) keep fragments of parameters in flat fp32
-partitions; stage 3 gives each rank a slice of each flattened parameter, padded on the last rank. All of them leave as
+Stage 0 has plain tensors; stages 1 and 2 keep fragments of parameters in flat fp32 partitions; stage 3 gives each rank a slice of each flattened parameter, padded on the last rank. All of them leave as
 plain tensors or `FlatShard`s of the same names, and come back the same way. What DeepSpeed's public setters miss on
 the way back (the low-precision copy, whole "persistent" parameters, Adam's step count) is set here too.
 """
@@ -49,7 +48,7 @@ class ZeroState(ABC):
 
 
 class WholeState(ZeroState):
-    """Stage 0 in fp32: the parameters are the master weights."""
+    """Stage 0: the parameters are the master weights."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: NamedParameters) -> None:
         self._optimizer, self._parameters = optimizer, parameters
@@ -68,13 +67,14 @@ class WholeState(ZeroState):
 
 
 class FragmentState(ZeroState):
-    """Stages 1 and 2, and bf16 at stage 0: fragments of parameters in one flat fp32 partition a group.
+    """Stages 1 and 2: fragments of parameters in one flat fp32 partition a group.
 
-    `masters` are the flat partitions. A parameter may have no fragment on this rank.
+    A parameter may have no fragment on this rank.
     """
 
-    def __init__(self, wrapper: Any, masters: list[torch.Tensor], parameters: NamedParameters) -> None:
+    def __init__(self, wrapper: Any, parameters: NamedParameters) -> None:
         self._wrapper, self._parameters = wrapper, parameters
+        masters = wrapper.single_partition_of_fp32_groups
         _make_moments(wrapper.optimizer, masters)
         self._master_of = {master.untyped_storage().data_ptr(): master for master in masters}
 
@@ -149,8 +149,4 @@ def zero_state(wrapper: Any, parameters: NamedParameters, stage: int, world: Wor
     """The access that fits what `deepspeed.initialize` returned as its optimizer at this stage."""
     if stage == 3:
         return SliceState(wrapper, parameters, world)
-    for attribute in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
-        masters = getattr(wrapper, attribute, None)
-        if masters is not None:
-            return FragmentState(wrapper, masters, parameters)
-    return WholeState(wrapper, parameters)
+    return FragmentState(wrapper, parameters) if stage in (1, 2) else WholeState(wrapper, parameters)

@@ -27,7 +27,6 @@ UNINTERRUPTED = {
 BF16 = {
     "bf16 fsdp 2": (2, {"name": "fsdp", "precision": "bf16"}),
     "bf16 zero 2": (2, {"name": "zero", "precision": "bf16"}),
-    "bf16 zero0 2": (2, {"name": "zero", "zero_stage": 0, "precision": "bf16"}),
     "bf16 zero1 2": (2, {"name": "zero", "zero_stage": 1, "precision": "bf16"}),
 }
 WRITERS = ("zero 2", "fsdp 2", "one")
@@ -42,9 +41,8 @@ FURTHER = [("zero2 2", "one"), ("zero0 2", "fsdp 2"), ("one", "zero1 2"), ("fsdp
 RESUMES = [(writer, reader) for writer in WRITERS for reader in READERS] + FURTHER
 BF16_RESUMES = [
     ("bf16 zero 2", "bf16 fsdp 2"),
-    ("bf16 fsdp 2", "bf16 zero0 2"),
-    ("bf16 zero0 2", "bf16 zero 2"),
     ("bf16 fsdp 2", "bf16 zero1 2"),
+    ("bf16 zero1 2", "bf16 zero 2"),
 ]
 ALL = UNINTERRUPTED | BF16
 HALF = 10
