@@ -1,8 +1,9 @@
 """DeepSpeed's master weights and Adam moments as named tensors, for every ZeRO stage.
 
-Stage 0 has plain tensors; stages 1 and 2 keep fragments of parameters in flat fp32 partitions; stage 3 gives each rank a slice of each flattened parameter, padded on the last rank. All of them leave as
-plain tensors or `FlatShard`s of the same names, and come back the same way. What DeepSpeed's public setters miss on
-the way back (the low-precision copy, whole "persistent" parameters, Adam's step count) is set here too.
+Stage 0 has plain tensors; stages 1 and 2 keep fragments of parameters in flat fp32 partitions; stage 3 gives each rank
+a slice of each flattened parameter, padded on the last rank. All of them leave as plain tensors or `FlatShard`s of the
+same names, and come back the same way. What DeepSpeed's public setters miss on the way back (the low-precision copy,
+whole "persistent" parameters, Adam's step count) is set here too.
 """
 
 from __future__ import annotations
