@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from cpt_dist.curriculum_config import CurriculumConfig, curriculum_problems
 from cpt_dist.errors import UserError, nearest
 
 ENGINES = ("zero", "fsdp")
@@ -28,6 +29,7 @@ ZERO_0_IN_BF16 = (
     "engine.zero_stage: 0 keeps no fp32 master weights when it computes in bf16; "
     "use engine=zero1 (the same, with less memory), or engine.precision=fp32"
 )
+CAP_POLICIES = ("error", "spill", "renormalise")
 
 
 @dataclass
@@ -55,6 +57,14 @@ class SourceConfig:
     """Field of a JSONL record or column of a table that holds the text."""
     language: str = "unknown"
     """Language of the text, carried into the provenance."""
+    max_epochs: float | None = None
+    """How often the source may be read over the whole run, such as 4 or 0.5; null: no cap."""
+    on_cap: str = "error"
+    """What happens where the plan reads it more often: error (before the run), spill (from there on its share goes to
+    `spill_to`) or renormalise (the other shares grow in proportion)."""
+    spill_to: str | None = None
+    """on_cap=spill: the source that takes the share; every stage that reads this one must name it, with share 0 if
+    need be."""
 
 
 @dataclass
@@ -141,7 +151,9 @@ class StageConfig:
     """Tokens of an optimizer step over all ranks; a multiple of seq_len."""
     mixture: dict[str, Any] = field(default_factory=dict)
     """Source name -> its share of tokens, or a list of [progress, share] points joined by straight lines.
-    Shares are normalised at every point."""
+    Shares are normalised at every point; two points at one progress make a step."""
+    curriculum: CurriculumConfig | None = None
+    """How the shares come to `mixture` over the stage (docs/data.md); default: they are those of `mixture`."""
     schedule: ScheduleConfig | None = None
     """Learning rate of this stage; default: the run's `schedule`."""
 
@@ -247,8 +259,9 @@ def parse_quantity(text: str | int | float, what: str) -> int:
 def mixture_knots(mixture: dict[str, Any]) -> tuple[list[float], list[list[float]]]:
     """A stage's mixture as knots: progress values p_0=0 < … <= 1, and normalised shares [knot][source].
 
-    Shares between two knots lie on the straight line between them; after the last knot they stay. Sources are in
-    the order of the mapping. Raises UserError where a value is no share or no list of [progress, share] points.
+    Shares between two knots lie on the straight line between them; after the last knot they stay; where a source makes
+    a step, two knots have the same progress. Sources are in the order of the mapping. Raises UserError where a value
+    is no share or no list of [progress, share] points.
     """
     tables: dict[str, list[tuple[float, float]]] = {}
     problems = []
@@ -262,22 +275,31 @@ def mixture_knots(mixture: dict[str, Any]) -> tuple[list[float], list[list[float
         ats = [at for at, _ in table]
         if not table or any(not math.isfinite(s) or s < 0 for _, s in table):
             problems.append(f"mixture.{name}: {value!r} has no share, a negative or an infinite one")
-        elif ats != sorted(set(ats)) or ats[0] < 0 or ats[-1] > 1:
-            problems.append(f"mixture.{name}: {value!r} needs progress values that rise within 0 to 1")
+        elif ats != sorted(ats) or ats[0] < 0 or ats[-1] > 1 or any(ats.count(at) > 2 for at in ats):
+            problems.append(
+                f"mixture.{name}: {value!r} needs progress values that rise within 0 to 1 (at most two of them equal)"
+            )
         tables[name] = table
     if not mixture:
         problems.append("mixture is empty; name at least one source of data.sources with its share")
     if problems:
         raise UserError(problems)
-    knots = sorted({0.0, *(at for table in tables.values() for at, _ in table)})
-    shares = [[_interpolate(table, at) for table in tables.values()] for at in knots]
+    steps = {b for table in tables.values() for (a, _), (b, _) in itertools.pairwise(table) if a == b}
+    places = {0.0, *(at for table in tables.values() for at, _ in table)}
+    sided = sorted([(at, 1) for at in places] + [(at, 0) for at in steps if at > 0])
+    knots = [at for at, _ in sided]
+    shares = [[_interpolate(table, at, after) for table in tables.values()] for at, after in sided]
     for at, row in zip(knots, shares, strict=True):
         if sum(row) <= 0:
             raise UserError(f"mixture: all shares are 0 at progress {at}; give one source a positive share")
     return knots, [[share / sum(row) for share in row] for row in shares]
 
 
-def _interpolate(table: list[tuple[float, float]], at: float) -> float:
+def _interpolate(table: list[tuple[float, float]], at: float, after: int) -> float:
+    """The share at progress `at`; where the table makes a step there, the one before or (`after`) behind it."""
+    sides = [share for progress, share in table if progress == at]
+    if len(sides) == 2:
+        return sides[after]
     if at <= table[0][0]:
         return table[0][1]
     for (a, x), (b, y) in itertools.pairwise(table):
@@ -326,11 +348,36 @@ def _check_stage(problems: list[str], index: int, stage: StageConfig, sources: d
         mixture_knots(stage.mixture)
     except UserError as error:
         problems.extend(f"{key}: {problem}" for problem in error.problems)
+    if stage.curriculum is not None:
+        problems.extend(f"{key}.curriculum.{one}" for one in curriculum_problems(stage.curriculum, stage.mixture))
     for name in stage.mixture:
         if name not in sources:
             problems.append(f"{key}.mixture: source '{name}' is not in data.sources; {nearest(name, sources)}")
     if stage.schedule is not None:
         _check_schedule(problems, f"{key}.schedule", stage.schedule)
+
+
+def _check_cap(problems: list[str], name: str, source: SourceConfig, config: CptConfig) -> None:
+    key = f"data.sources.{name}"
+    _one_of(problems, f"{key}.on_cap", source.on_cap, CAP_POLICIES)
+    if source.max_epochs is not None and not 0 < source.max_epochs < math.inf:
+        problems.append(f"{key}.max_epochs: {source.max_epochs} must be positive; null means no cap")
+    if source.on_cap != "spill":
+        if source.spill_to is not None:
+            problems.append(f"{key}.spill_to: it is read with on_cap=spill only; set that, or take it out")
+        return
+    sources = {other for other in config.data.sources if other != name}
+    if source.spill_to not in sources:
+        problems.append(
+            f"{key}.spill_to: {source.spill_to!r} is no other source; {nearest(str(source.spill_to), sources)}"
+        )
+        return
+    problems.extend(
+        f"{key}.spill_to: stage '{stage.name}' reads '{name}' but not '{source.spill_to}'; "
+        f"add {source.spill_to}: 0 to its mixture"
+        for stage in config.stages
+        if name in stage.mixture and source.spill_to not in stage.mixture
+    )
 
 
 def _check_counts(problems: list[str], config: CptConfig) -> None:
@@ -377,6 +424,7 @@ def validate(config: CptConfig) -> None:
     _one_of(problems, "consolidate.dtype", config.consolidate.dtype, ("fp32", "bf16"))
     for name, source in config.data.sources.items():
         _one_of(problems, f"data.sources.{name}.role", source.role, ROLES)
+        _check_cap(problems, name, source, config)
     _check_schedule(problems, "schedule", config.schedule)
     for index, stage in enumerate(config.stages):
         _check_stage(problems, index, stage, config.data.sources)

@@ -24,6 +24,7 @@ class RunDirectory:
         self.starts = self.path / "starts"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.ledger = self.path / "ledger.jsonl"
         self.model_files = self.path / "model_files"
 
     def create(self, config: CptConfig) -> None:

@@ -62,6 +62,7 @@ def page() -> str:
         ("optimizer", config.OptimizerConfig),
         ("schedule", config.ScheduleConfig),
         ("stages.N", config.StageConfig),
+        ("stages.N.curriculum", config.CurriculumConfig),
         ("checkpoint", config.CheckpointConfig),
         ("evaluation", config.EvaluationConfig),
         ("logging", config.LoggingConfig),

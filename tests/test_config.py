@@ -31,10 +31,11 @@ def test_every_shipped_file_composes_and_validates(group, choice):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = compose("config", [f"{group}={choice}", "run_dir=run", "data.shards=shards", "model.path=model"])
     OmegaConf.set_struct(composed, False)
-    if (group, choice) == ("stage", "single"):
-        OmegaConf.update(composed, "data.sources", {"legal": SourceConfig(raw=["raw"])})
+    if group == "stage" and composed.stages:
         OmegaConf.update(composed, "stages.0.tokens", "1M")
-        OmegaConf.update(composed, "stages.0.mixture", {"legal": 1.0})
+        mixture = composed.stages[0].mixture or {"legal": 1.0}
+        OmegaConf.update(composed, "stages.0.mixture", mixture)
+        OmegaConf.update(composed, "data.sources", {name: SourceConfig(raw=["raw"]) for name in mixture})
     validate(OmegaConf.to_object(composed))
 
 
@@ -113,3 +114,70 @@ def test_constant_shares_sum_to_one(mixture):
 def test_an_impossible_mixture_is_refused(mixture):
     with pytest.raises(UserError, match="mixture"):
         mixture_knots(mixture)
+
+
+def test_two_points_at_one_progress_make_a_step():
+    knots, shares = mixture_knots({"a": [[0, 1], [0.5, 1], [0.5, 3], [1, 3]], "b": 1})
+    assert knots == [0.0, 0.5, 0.5, 1.0]
+    assert shares == [[0.5, 0.5], [0.5, 0.5], [0.75, 0.25], [0.75, 0.25]]
+
+
+def test_three_points_at_one_progress_are_refused():
+    with pytest.raises(UserError, match="at most two of them equal"):
+        mixture_knots({"a": [[0, 1], [0.5, 1], [0.5, 2], [0.5, 3]]})
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "named"),
+    [
+        ({"name": "gradul"}, "did you mean 'gradual'?"),
+        ({"name": "gradual", "start": {"legl": 1}}, "start: source 'legl' is not in mixture; did you mean 'legal'?"),
+        ({"name": "gradual", "start": {"legal": 0}}, "start: all shares are 0"),
+        ({"name": "gradual", "start": {"legal": 1}, "ramp": 0}, "ramp: 0"),
+        ({"name": "gradual", "start": {"legal": 1}, "overlap": 0.2}, "overlap is not read by 'gradual'"),
+        ({"name": "gradual", "start": {"legal": 1}, "shape": "round"}, "shape: 'round'"),
+        ({"name": "staged"}, "needs at least one"),
+        ({"name": "staged", "steps": [[0.5, {"legal": 1}], [0.2, {"wiki": 1}]]}, "progress 0.2 must lie above 0.5"),
+        ({"name": "quality_first", "buckets": ["legal"]}, "at least 2"),
+        ({"name": "quality_first", "buckets": ["legal", "void"]}, "'void' has share 0 in mixture"),
+        ({"name": "difficulty", "buckets": ["legal", "wiki"], "overlap": 0.7}, "overlap: 0.7"),
+        ({"name": "warmup_cooldown", "domain": ["legal", "wiki"]}, "none is left to take the rest"),
+        ({"name": "warmup_cooldown", "domain": ["legal"], "warmup": 0.7, "cooldown": 0.7}, "exceed 1"),
+    ],
+)
+def test_a_wrong_curriculum_is_named(curriculum, named):
+    config = good()
+    config.data.sources |= {"wiki": SourceConfig(raw=["raw"]), "void": SourceConfig(raw=["raw"])}
+    config.stages[0].mixture = {"legal": 0.6, "wiki": 0.4, "void": 0}
+    config.stages[0].curriculum = schema.CurriculumConfig(**curriculum)
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    assert any(named in problem and "stages.0 ('main').curriculum." in problem for problem in caught.value.problems)
+
+
+def test_points_are_for_the_table_curriculum_only():
+    config = good()
+    config.stages[0].mixture = {"legal": [[0, 1], [1, 2]]}
+    config.stages[0].curriculum = schema.CurriculumConfig(name="table", shape="cosine")
+    validate(config)
+    config.stages[0].curriculum = schema.CurriculumConfig()
+    with pytest.raises(UserError, match=r"'immediate' needs plain shares, but mixture\.legal is a list"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("cap", "named"),
+    [
+        ({"max_epochs": 0.0}, "max_epochs: 0.0 must be positive"),
+        ({"on_cap": "spil"}, "did you mean 'spill'?"),
+        ({"spill_to": "wiki"}, "read with on_cap=spill only"),
+        ({"on_cap": "spill", "spill_to": "wik"}, "did you mean 'wiki'?"),
+        ({"on_cap": "spill", "spill_to": "wiki"}, "reads 'legal' but not 'wiki'; add wiki: 0"),
+    ],
+)
+def test_a_wrong_cap_is_named(cap, named):
+    config = good()
+    config.data.sources = {"legal": SourceConfig(raw=["raw"], **cap), "wiki": SourceConfig(raw=["raw"])}
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    assert any(named in problem for problem in caught.value.problems)

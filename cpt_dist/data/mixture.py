@@ -187,6 +187,17 @@ class Quotas:
         slope, bend = self._target_slope[:, span], self._target_bend[:, span]
         return (self._target_start[:, span] + time * (slope + bend * time)).T
 
+    def exact_targets(self, n: int) -> list[Fraction]:
+        """`targets` of one prefix without rounding: [source], in samples."""
+        self._check(n)
+        result = [Fraction(0)] * self.num_sources
+        for span, length in enumerate(self._lengths):
+            part = min(max(n - int(self._starts[span]), 0), length)
+            for source, row in enumerate(self._weights):
+                w0, w1 = row[span]
+                result[source] += Fraction(2 * part * w0 * length + part * part * (w1 - w0), 2 * length * UNIT)
+        return result
+
     def counts(self, n: int) -> np.ndarray:
         """Samples of each source among the first n: int64 [source], summing to n. Raises IndexError past the end."""
         self._check(n)

@@ -7,6 +7,7 @@ no file. That the state is the same on every rank and is checked by fingerprint 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -16,9 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from cpt_dist.config import StageConfig, mixture_knots, parse_quantity
-from cpt_dist.data.mixture import Quotas
+from cpt_dist.curriculum_config import CURRICULA, CurriculumConfig
+from cpt_dist.data.caps import MANY_EPOCHS, BoundCap, Cap, last_allowed, many_epochs_warning, refusal, without_capped
+from cpt_dist.data.curricula import scheduled_mixture
+from cpt_dist.data.ledger_entry import LedgerEntry, ledger_differences
 from cpt_dist.data.packing import ConcatAndChunk
 from cpt_dist.data.permutation import Permutation, derive_key
+from cpt_dist.data.stage_counts import Knots, StageCounts
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.files import fingerprint
 
@@ -37,6 +42,8 @@ class StagePlan:
     seq_len: int
     batch_samples: int
     mixture: dict[str, Any]
+    curriculum: dict[str, Any] | None = None
+    """Name and parameters of the curriculum that moves the shares; None: the mixture as it stands."""
 
     @classmethod
     def from_config(cls, stage: StageConfig) -> StagePlan:
@@ -44,7 +51,22 @@ class StagePlan:
         batch_tokens = parse_quantity(stage.batch_tokens, f"stage '{stage.name}' batch_tokens")
         num_steps = -(-parse_quantity(stage.tokens, f"stage '{stage.name}' tokens") // batch_tokens)
         batch_samples = batch_tokens // stage.seq_len
-        return cls(stage.name, num_steps * batch_samples, stage.seq_len, batch_samples, dict(stage.mixture))
+        curriculum = None
+        if stage.curriculum is not None:
+            read = ("name", *CURRICULA[stage.curriculum.name])
+            curriculum = {name: getattr(stage.curriculum, name) for name in read}
+        plan = (stage.name, num_steps * batch_samples, stage.seq_len, batch_samples, dict(stage.mixture))
+        return cls(*plan, curriculum=curriculum)
+
+    def knots(self) -> Knots:
+        """Progress values and normalised shares there, [knot][source], sources by name."""
+        mixture = {name: self.mixture[name] for name in sorted(self.mixture)}
+        curriculum = CurriculumConfig(**self.curriculum) if self.curriculum is not None else None
+        return mixture_knots(scheduled_mixture(mixture, curriculum))
+
+    def identity(self) -> dict[str, Any]:
+        """What a saved state keeps of the stage: the fields that are not None."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property
     def num_steps(self) -> int:
@@ -92,30 +114,57 @@ class SampleOrder:
 
     A stage's sources are taken by name, so neither the order of `sources` nor of a mixture's keys matters. A source's
     samples are counted on from stage to stage where seq_len is the same, so no row comes twice before its epoch is
-    over; another seq_len is another set of rows, counted from 0. Raises UserError with every unknown or empty source.
+    over; another seq_len is another set of rows, counted from 0. A `ledger` changes shares from its entries' samples
+    on, `caps` (source -> cap) where a source has been read often enough; neither changes a sample before that. Raises
+    UserError with every unknown or empty source, wrong entry, and cap of policy error that binds.
     """
 
-    def __init__(self, stages: Sequence[StagePlan], sources: Sequence[SourceRows], seed: int) -> None:
+    def __init__(
+        self,
+        stages: Sequence[StagePlan],
+        sources: Sequence[SourceRows],
+        seed: int,
+        ledger: Sequence[LedgerEntry] = (),
+        caps: Mapping[str, Cap] | None = None,
+    ) -> None:
         self.stages = list(stages)
         self.seed = seed
+        self.ledger = list(ledger)
+        self.caps = {name: cap for name, cap in (caps or {}).items() if name in {source.name for source in sources}}
+        self.capped: list[BoundCap] = []
+        """The caps that bind, in the order in which they do."""
         self.source_names = [source.name for source in sources]
         self._sources = list(sources)
         self._permutations: dict[tuple[int, int, int], Permutation] = {}
         index = {name: number for number, name in enumerate(self.source_names)}
         self._check_sources(index)
         self._members = [[index[name] for name in sorted(stage.mixture)] for stage in self.stages]
-        self._quotas = [self._stage_quotas(stage) for stage in self.stages]
-        self.stage_starts = [0]
+        self.stage_starts = [0, *itertools.accumulate(stage.num_samples for stage in self.stages)]
         """First sample of each stage, and the number of all samples at the end."""
+        self._check_ledger()
+        self._count()
+        while bound := self._next_cap():
+            self.capped.append(bound)
+            self._count()
+
+    def _count(self) -> None:
+        """Make the counts of every stage from stages, ledger and the caps known to bind."""
+        self._quotas = [self._stage_counts(number) for number in range(len(self.stages))]
         self._bases: list[np.ndarray] = []  # samples of each source before the stage, at its seq_len
-        so_far = {stage.seq_len: np.zeros(len(sources), dtype=np.int64) for stage in self.stages}
+        so_far = {stage.seq_len: np.zeros(len(self._sources), dtype=np.int64) for stage in self.stages}
         for stage, members, quotas in zip(self.stages, self._members, self._quotas, strict=True):
-            self.stage_starts.append(self.stage_starts[-1] + stage.num_samples)
             self._bases.append(so_far[stage.seq_len].copy())
             so_far[stage.seq_len][members] += quotas.counts(stage.num_samples)
 
     @classmethod
-    def from_sources(cls, stages: Sequence[StageConfig], sources: Sequence[ShardedSource], seed: int) -> SampleOrder:
+    def from_sources(
+        cls,
+        stages: Sequence[StageConfig],
+        sources: Sequence[ShardedSource],
+        seed: int,
+        ledger: Sequence[LedgerEntry] = (),
+        caps: Mapping[str, Cap] | None = None,
+    ) -> SampleOrder:
         """The order of validated stages over opened sources, packed by `ConcatAndChunk`."""
         plans = [StagePlan.from_config(stage) for stage in stages]
         lengths = sorted({plan.seq_len for plan in plans})
@@ -124,12 +173,12 @@ class SampleOrder:
             packs = {length: ConcatAndChunk(source.shard_tokens, length) for length in lengths}
             table = {length: (pack.num_rows, pack.num_tokens) for length, pack in packs.items()}
             rows.append(SourceRows(source.name, source.fingerprint, table))
-        return cls(plans, rows, seed)
+        return cls(plans, rows, seed, ledger, caps)
 
     def _check_sources(self, index: dict[str, int]) -> None:
         problems = []
         for stage in self.stages:
-            shares = dict(zip(stage.mixture, zip(*mixture_knots(stage.mixture)[1], strict=True), strict=True))
+            shares = dict(zip(sorted(stage.mixture), zip(*stage.knots()[1], strict=True), strict=True))
             for name in sorted(stage.mixture):
                 if name not in index:
                     problems.append(f"stage '{stage.name}': source '{name}' is unknown; {nearest(name, index)}")
@@ -141,16 +190,90 @@ class SampleOrder:
         if problems:
             raise UserError(problems)
 
-    def _stage_quotas(self, stage: StagePlan) -> Quotas:
-        """Shares are of tokens; a sample of a source counts with its mean tokens a row, so divide by that."""
-        progress, shares = mixture_knots({name: stage.mixture[name] for name in sorted(stage.mixture)})
-        if progress[-1] < 1:
-            progress, shares = [*progress, 1.0], [*shares, shares[-1]]
-        knots = [int(Fraction(at) * stage.num_samples + Fraction(1, 2)) for at in progress]
+    def _check_ledger(self) -> None:
+        problems = []
+        last = -1
+        for entry in self.ledger:
+            what = f"ledger entry at sample {entry.n_start}"
+            if not 0 <= entry.n_start < self.num_samples or entry.n_start <= last:
+                problems.append(f"{what}: entries must rise within 0 to {self.num_samples - 1}")
+                continue
+            last = entry.n_start
+            stage = self.stages[self.stage_of(entry.n_start)]
+            if (entry.n_start - self.stage_starts[self.stage_of(entry.n_start)]) % stage.batch_samples:
+                problems.append(f"{what}: it is no step boundary of stage '{stage.name}'")
+            for name, share in entry.weights.items():
+                if name not in stage.mixture:
+                    problems.append(f"{what}: source '{name}' is not in stage '{stage.name}'")
+                elif share and not self._sources[self.source_names.index(name)].rows[stage.seq_len][0]:
+                    problems.append(f"{what}: source '{name}' has no rows")
+        if problems:
+            raise UserError(problems)
+
+    def _stage_counts(self, number: int) -> StageCounts:
+        """The counts of a stage: a segment for its plan and one for each ledger entry or cap within it."""
+        stage, start, end = self.stages[number], self.stage_starts[number], self.stage_starts[number + 1]
+        names = sorted(stage.mixture)
+        given = {start: stage.knots()}
+        for entry in self.ledger:
+            if start <= entry.n_start < end:
+                given[entry.n_start] = mixture_knots({name: entry.weights.get(name, 0.0) for name in names})
+        places = sorted({*given, *(bound.n for bound in self.capped if start < bound.n < end)})
+        schedules = []
+        for place in places:
+            knots = given[max(at for at in given if at <= place)]
+            capped = [bound.source for bound in self.capped if bound.n <= place]
+            try:
+                schedules.append((place - start, without_capped(knots, names, capped, self.caps)))
+            except UserError as error:
+                raise UserError(f"stage '{stage.name}': {problem}" for problem in error.problems) from error
         rows = {source.name: source.rows[stage.seq_len] for source in self._sources if source.name in stage.mixture}
-        per_token = [Fraction(rows[name][0], max(1, rows[name][1])) for name in sorted(stage.mixture)]
-        weights = [[Fraction(share) * rate for share, rate in zip(row, per_token, strict=True)] for row in shares]
-        return Quotas(knots, weights)
+        per_token = [Fraction(rows[name][0], max(1, rows[name][1])) for name in names]
+        return StageCounts(stage.num_samples, schedules, per_token)
+
+    def _next_cap(self) -> BoundCap | None:
+        """The cap that binds first of those not yet in `capped`; UserError where its policy, or another's, is error."""
+        known = {bound.source for bound in self.capped}
+        found = []
+        for name in sorted(set(self.caps) - known):
+            index = self.source_names.index(name)
+            n = last_allowed(
+                lambda n, index=index: self._exact_epochs(index, n),
+                Fraction(self.caps[name].max_epochs),
+                self.num_samples,
+            )
+            if n is not None:
+                found.append(BoundCap(name, n))
+        refused = [bound for bound in found if self.caps[bound.source].policy == "error"]
+        if refused:
+            raise UserError(self._refusal(bound) for bound in sorted(refused, key=lambda bound: bound.n))
+        return min(found, key=lambda bound: (bound.n, bound.source), default=None)
+
+    def _refusal(self, bound: BoundCap) -> str:
+        stage = self.stage_of(bound.n)
+        progress = (bound.n - self.stage_starts[stage]) / self.stages[stage].num_samples
+        planned = float(self._exact_epochs(self.source_names.index(bound.source), self.num_samples))
+        name = self.stages[stage].name
+        return refusal(bound.source, self.caps[bound.source], bound.n, name, progress, planned)
+
+    def _exact_epochs(self, source: int, n: int) -> Fraction:
+        """How often the source is read by the first n samples, all sequence lengths together."""
+        total = Fraction(0)
+        for stage, part in self._stage_parts(n):
+            if source in self._members[stage]:
+                member = self._members[stage].index(source)
+                num_rows = max(1, self._sources[source].rows[self.stages[stage].seq_len][0])
+                total += Fraction(int(self._quotas[stage].counts(part)[member]), num_rows)
+        return total
+
+    def warnings(self) -> list[str]:
+        """A line for each source that the whole plan reads more often than repetition is worth."""
+        lines = []
+        for index, name in enumerate(self.source_names):
+            epochs = float(self._exact_epochs(index, self.num_samples))
+            if epochs > MANY_EPOCHS:
+                lines.append(many_epochs_warning(name, epochs))
+        return lines
 
     @property
     def num_samples(self) -> int:
@@ -265,11 +388,17 @@ class SampleOrder:
     @cached_property
     def _identity(self) -> dict[str, Any]:
         used = {name for stage in self.stages for name in stage.mixture}
+        changes: dict[str, Any] = {}
+        if self.ledger:
+            changes["ledger"] = [entry.effect for entry in self.ledger]
+        if self.caps:
+            changes["caps"] = {name: asdict(cap) for name, cap in self.caps.items()}
         return {
             "version": ORDER_VERSION,
             "seed": self.seed,
             "sources": {source.name: source.fingerprint for source in self._sources if source.name in used},
-            "stages": [asdict(stage) for stage in self.stages],
+            "stages": [stage.identity() for stage in self.stages],
+            **changes,
         }
 
     @property
@@ -279,11 +408,17 @@ class SampleOrder:
 
     def state(self, n: int) -> dict[str, Any]:
         """What a checkpoint keeps: n and the plan that it counts in, about 1 kB of JSON, the same on every rank."""
-        return {**self._identity, "n": n}
+        capped = {"capped": self._capped_before(n)} if self.caps else {}
+        return {**self._identity, **capped, "n": n}
+
+    def _capped_before(self, n: int) -> list[dict[str, Any]]:
+        """The caps that act on the first n samples."""
+        return [{**asdict(bound), **asdict(self.caps[bound.source])} for bound in self.capped if bound.n < n]
 
     def check(self, state: dict[str, Any]) -> int:
-        """The n of a saved state whose plan is this one, or this one without its last stages.
+        """The n of a saved state whose plan is this one, or this one without its last stages and ledger entries.
 
+        A cap may have been changed where neither the old nor the new one acts on the samples before n.
         Raises UserError that names each thing that differs: under another plan n would mean another sample.
         """
         if state.get("version") != ORDER_VERSION:
@@ -305,14 +440,25 @@ class SampleOrder:
                 )
         for number, saved in enumerate(state["stages"]):
             problems += self._stage_differences(number, saved)
+        n = int(state["n"])
+        problems += ledger_differences(state.get("ledger", []), [entry.effect for entry in self.ledger], n)
+        was_capped, is_capped = (
+            {one["source"]: one for one in c} for c in (state.get("capped", []), self._capped_before(n))
+        )
+        for name in sorted({*was_capped, *is_capped}):
+            if not problems and was_capped.get(name) != is_capped.get(name):
+                was, now_is = (_cap_in_words(capped.get(name)) for capped in (was_capped, is_capped))
+                problems.append(
+                    f"data.sources.{name}.max_epochs: the source {was}, and now {now_is}; set it back to resume"
+                )
         if problems:
             raise UserError(problems)
-        return int(state["n"])
+        return n
 
     def _stage_differences(self, number: int, saved: dict[str, Any]) -> list[str]:
         if number >= len(self.stages):
             return [f"stage '{saved['name']}' is missing; only stages after the last may be added, none taken away"]
-        now = asdict(self.stages[number])
+        now = self.stages[number].identity()
         name = saved["name"]
         problems = []
         for key, what in (("name", "name"), ("num_samples", "length in samples (tokens)"), ("seq_len", "seq_len")):
@@ -325,9 +471,19 @@ class SampleOrder:
             was, now_is = (_plain(plan["mixture"].get(source)) for plan in (saved, now))
             if was != now_is:
                 problems.append(f"stage '{name}' share of source '{source}' was {was} and is {now_is}")
+        was, now_is = (plan.get("curriculum") or {"name": None} for plan in (saved, now))
+        for key in ["name"] if was["name"] != now_is["name"] else sorted(was):
+            if _plain(was[key]) != _plain(now_is[key]):
+                problems.append(f"stage '{name}' curriculum.{key} was {was[key]} and is {now_is[key]}")
         return [f"{problem}; set it back to resume, and put changes into a new last stage" for problem in problems]
 
 
 def _plain(share: Any) -> Any:
     """A share as JSON gives it back (tuples become lists), so that a saved one compares equal."""
-    return [list(point) for point in share] if isinstance(share, (list, tuple)) else share
+    return [_plain(point) for point in share] if isinstance(share, (list, tuple)) else share
+
+
+def _cap_in_words(capped: dict[str, Any] | None) -> str:
+    if capped is None:
+        return "was not capped before the checkpoint"
+    return f"was capped at sample {capped['n']} ({capped['max_epochs']:g} epochs, {capped['policy']})"

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cpt_dist.config import CptConfig
+from cpt_dist.data.caps import caps_from_config
+from cpt_dist.data.ledger_entry import read_ledger
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.shards import Source, tokenizer_fingerprint
 from cpt_dist.errors import UserError
 from cpt_dist.model.folder import check_model_folder, check_seq_len
+from cpt_dist.run_directory import RunDirectory
 
 
 def open_sources(config: CptConfig) -> list[Source]:
@@ -34,8 +37,10 @@ def open_sources(config: CptConfig) -> list[Source]:
 
 
 def sample_order(config: CptConfig, sources: list[Source]) -> SampleOrder:
-    """The order of the run's samples."""
-    return SampleOrder.from_sources(config.stages, sources, config.seed)
+    """The order of the run's samples, under the decisions in the run's ledger."""
+    ledger = read_ledger(RunDirectory(config.run_dir).ledger)
+    caps = caps_from_config(config.data.sources)
+    return SampleOrder.from_sources(config.stages, sources, config.seed, ledger, caps)
 
 
 def check_files(config: CptConfig) -> None:

@@ -102,6 +102,8 @@ def _announce(run: Run, precision_reason: str, resumed_step: int | None) -> None
         "versions": {"cpt_dist": cpt_dist.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     run.directory.append_metrics(record)
+    for warning in run.order.warnings():
+        print(f"warning: {warning}", flush=True)
     stage = f" {config.engine.zero_stage}" if config.engine.name == "zero" else ""
     position = "from the base model" if resumed_step is None else f"resumed from step {resumed_step}"
     print(

@@ -1,0 +1,81 @@
+"""One decision that changes a running stage's shares, and how decisions are kept in ledger.jsonl.
+
+An entry is written before it acts and never changed, so that the same ledger gives the same sample order without the
+measurements that led to it (Sheared LLaMA, arXiv 2310.06694, keeps the used samples instead; this keeps the reason).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cpt_dist.errors import UserError
+from cpt_dist.files import atomic_write
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """From sample `n_start` to the end of its stage, or to the next entry, the stage's shares are `weights`."""
+
+    n_start: int
+    """Global index of the first sample that the weights rule; a step boundary."""
+    weights: dict[str, Any]
+    """Source -> share of tokens, as in `StageConfig.mixture`; progress of points is that of the stage."""
+    reason: str = ""
+    """What was decided and why, in a sentence."""
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """The measurements behind the decision, as JSON."""
+
+    @property
+    def effect(self) -> dict[str, Any]:
+        """The part that the sample order depends on."""
+        return {"n_start": self.n_start, "weights": self.weights}
+
+
+def read_ledger(path: str | Path) -> list[LedgerEntry]:
+    """The entries of a ledger file, none where it does not exist; UserError for a line that is no entry."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entries.append(LedgerEntry(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"'{path}' line {number} is no ledger entry ({error}); restore the file from a copy: "
+                "the order of the run's samples depends on it"
+            ) from error
+    return entries
+
+
+def write_ledger(path: str | Path, entries: Sequence[LedgerEntry]) -> None:
+    """Write all entries, a line each, whole or not at all; durable when it returns."""
+    with atomic_write(path, "w") as handle:
+        for entry in entries:
+            handle.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+
+
+def ledger_differences(saved: Sequence[dict[str, Any]], present: Sequence[dict[str, Any]], n: int) -> list[str]:
+    """Why a run saved at sample `n` with the entries' effects `saved` can't go on with `present`; empty if it can.
+
+    Entries may have been added behind the saved ones, as long as they act from n on.
+    """
+    problems = []
+    for number, entry in enumerate(saved):
+        if number >= len(present):
+            problems.append(f"ledger entry at sample {entry['n_start']} is missing; restore the run's ledger.jsonl")
+        elif present[number] != entry:
+            problems.append(
+                f"ledger entry {number + 1} was {entry} and is {present[number]}; restore the run's ledger.jsonl"
+            )
+    problems += [
+        f"ledger entry at sample {entry['n_start']} is new, but the run has already gone to sample {n}; "
+        "give it a later n_start"
+        for entry in present[len(saved) :]
+        if entry["n_start"] < n
+    ]
+    return problems
