@@ -17,6 +17,7 @@ from omegaconf import MISSING
 
 from cpt_dist.curriculum_config import CurriculumConfig, curriculum_problems
 from cpt_dist.errors import UserError, nearest
+from cpt_dist.replay_config import ReplayConfig, replay_problems
 
 ENGINES = ("zero", "fsdp")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -234,6 +235,7 @@ class CptConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     stages: list[StageConfig] = field(default_factory=list)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -433,6 +435,8 @@ def validate(config: CptConfig) -> None:
         f"stages: the name '{n}' is used twice; rename one" for n in {n for n in names if names.count(n) > 1}
     )
     _check_counts(problems, config)
+    evaluations = config.evaluation.during_training and config.evaluation.every_steps > 0
+    problems.extend(replay_problems(config.replay, evaluations))
     for what, value in {
         "data.shard_tokens": config.data.shard_tokens,
         "evaluation.max_tokens": config.evaluation.max_tokens,

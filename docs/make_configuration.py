@@ -63,6 +63,7 @@ def page() -> str:
         ("schedule", config.ScheduleConfig),
         ("stages.N", config.StageConfig),
         ("stages.N.curriculum", config.CurriculumConfig),
+        ("replay", config.ReplayConfig),
         ("checkpoint", config.CheckpointConfig),
         ("evaluation", config.EvaluationConfig),
         ("logging", config.LoggingConfig),

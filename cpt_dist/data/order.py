@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -236,12 +236,8 @@ class SampleOrder:
         known = {bound.source for bound in self.capped}
         found = []
         for name in sorted(set(self.caps) - known):
-            index = self.source_names.index(name)
-            n = last_allowed(
-                lambda n, index=index: self._exact_epochs(index, n),
-                Fraction(self.caps[name].max_epochs),
-                self.num_samples,
-            )
+            epochs = partial(self._exact_epochs, self.source_names.index(name))
+            n = last_allowed(epochs, Fraction(self.caps[name].max_epochs), self.num_samples)
             if n is not None:
                 found.append(BoundCap(name, n))
         refused = [bound for bound in found if self.caps[bound.source].policy == "error"]
@@ -274,6 +270,12 @@ class SampleOrder:
             if epochs > MANY_EPOCHS:
                 lines.append(many_epochs_warning(name, epochs))
         return lines
+
+    def shares(self, n: int) -> dict[str, float]:
+        """Shares of tokens of the stage's sources that hold at sample n, normalised; a step at n is behind it."""
+        number = self.stage_of(n)
+        stage, counts = self.stages[number], self._quotas[number]
+        return dict(zip(sorted(stage.mixture), counts.shares(n - self.stage_starts[number]), strict=True))
 
     @property
     def num_samples(self) -> int:

@@ -39,6 +39,7 @@ class StageCounts:
     def __init__(self, num_samples: int, schedules: Sequence[tuple[int, Knots]], per_token: Sequence[Fraction]) -> None:
         self._per_token = list(per_token)
         self._num_samples = num_samples
+        self._schedules = list(schedules)
         self.segments: list[_Segment] = []
         before = np.zeros(len(per_token), dtype=np.int64)
         owed: list[Fraction] | None = None
@@ -85,6 +86,13 @@ class StageCounts:
         segment = self._segment(n)
         return segment.before + segment.quotas.targets(n - segment.start)
 
+    def shares(self, n: int) -> list[float]:
+        """Shares of tokens at sample n, [source], normalised; where they make a step at n, those behind it."""
+        places, weights = self._sample_knots(self._schedules[self._segments_before(n)][1], 0)
+        rates = zip(_at(places, weights, n, after=True), self._per_token, strict=True)
+        tokens = [weight / rate if rate else weight for weight, rate in rates]
+        return [float(share / sum(tokens)) for share in tokens]
+
     def split(self, first: int, num: int) -> list[tuple[int, int, np.ndarray]]:
         """Which source gives each of the samples first … first+num-1, as `Quotas.split`; a part for each segment."""
         result = []
@@ -99,7 +107,10 @@ class StageCounts:
         return result
 
     def _segment(self, n: int) -> _Segment:
-        return self.segments[max(0, bisect_right(self._starts, n) - 1)]
+        return self.segments[self._segments_before(n)]
+
+    def _segments_before(self, n: int) -> int:
+        return max(0, bisect_right(self._starts, n) - 1)
 
     def _end(self, segment: _Segment) -> int:
         following = bisect_right(self._starts, segment.start)

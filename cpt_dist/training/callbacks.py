@@ -1,7 +1,7 @@
 """What happens around the steps: metrics, checkpoints, evaluation, progress, signals.
 
 Each callback does one of them and is called on every rank in the same order. None of them changes the training
-trajectory.
+trajectory, save adaptive replay, which does it through the ledger.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from cpt_dist.checkpoint.store import Probe
+from cpt_dist.training.adaptive_replay import AdaptiveReplay
 from cpt_dist.training.callback import Callback
 from cpt_dist.training.held_out import HeldOut
 from cpt_dist.training.metrics import MetricsWriter, WandbMirror
@@ -40,6 +41,7 @@ class HeldOutEvaluation(Callback):
 
     def on_start(self, run: Run) -> None:
         self._held_out = HeldOut(run)
+        self._adaptive_replay = AdaptiveReplay(run) if run.config.replay.rule != "off" else None
         if run.step == 0:
             self._evaluate(run)
 
@@ -49,10 +51,13 @@ class HeldOutEvaluation(Callback):
             self._evaluate(run)
 
     def _evaluate(self, run: Run) -> None:
-        sources = self._held_out.summaries(run)
+        scores = self._held_out.scores(run)
         if run.world.is_first:
+            sources = {name: one.summary() for name, one in scores.items()}
             record = {"kind": "evaluation", "step": run.step, "time": time.time(), "sources": sources}
             run.directory.append_metrics(record)
+        if self._adaptive_replay is not None:
+            self._adaptive_replay.observe(run, scores)
 
 
 class Checkpoints(Callback):

@@ -13,7 +13,7 @@ import torch
 
 from cpt_dist.config import parse_quantity
 from cpt_dist.data.shards import read_held_out
-from cpt_dist.evaluation.bits_per_byte import score_documents
+from cpt_dist.evaluation.bits_per_byte import DocumentScores, score_documents
 from cpt_dist.evaluation.documents import DocumentEncoder, choose_texts
 from cpt_dist.training.run import Run
 
@@ -32,8 +32,8 @@ class HeldOut:
             if texts:
                 self._texts[source.name] = texts
 
-    def summaries(self, run: Run) -> dict[str, dict[str, float | int]]:
-        """Source name -> bits_per_byte, nll (nats), bytes, tokens, documents; the same on every rank."""
+    def scores(self, run: Run) -> dict[str, DocumentScores]:
+        """Source name -> scores of its documents; the same on every rank."""
 
         def sum_over_ranks(values: np.ndarray) -> np.ndarray:
             return run.world.sum(torch.from_numpy(values)).cpu().numpy()
@@ -49,6 +49,6 @@ class HeldOut:
                 rank=run.world.rank,
                 world_size=run.world.size,
                 sum_over_ranks=sum_over_ranks,
-            ).summary()
+            )
             for name, texts in self._texts.items()
         }

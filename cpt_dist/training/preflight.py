@@ -6,12 +6,12 @@ It imports nothing heavy, so a mistake is reported at once. It computes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cpt_dist.config import CptConfig
 from cpt_dist.data.caps import caps_from_config
-from cpt_dist.data.ledger_entry import read_ledger
+from cpt_dist.data.ledger_entry import LedgerEntry, read_ledger
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.shards import Source, tokenizer_fingerprint
 from cpt_dist.errors import UserError
@@ -36,9 +36,10 @@ def open_sources(config: CptConfig) -> list[Source]:
     return sources
 
 
-def sample_order(config: CptConfig, sources: list[Source]) -> SampleOrder:
-    """The order of the run's samples, under the decisions in the run's ledger."""
-    ledger = read_ledger(RunDirectory(config.run_dir).ledger)
+def sample_order(config: CptConfig, sources: list[Source], ledger: Sequence[LedgerEntry] | None = None) -> SampleOrder:
+    """The order of the run's samples, under the decisions in `ledger` (default: the run's ledger.jsonl)."""
+    if ledger is None:
+        ledger = read_ledger(RunDirectory(config.run_dir).ledger)
     caps = caps_from_config(config.data.sources)
     return SampleOrder.from_sources(config.stages, sources, config.seed, ledger, caps)
 

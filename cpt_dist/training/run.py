@@ -146,8 +146,14 @@ class Run:
 
         Raises UserError on every rank where one of them can't read its data.
         """
+        while self.position < self.order.stage_starts[index + 1]:
+            yield from self._steps_until_change(index)
+
+    def _steps_until_change(self, index: int) -> Iterator[StepBatches]:
+        """The steps of `steps_of` up to where a ledger entry made meanwhile begins to act, or to the stage's end."""
+        order = self.order
         loader = StepLoader(
-            self.order,
+            order,
             self.sources,
             stage=index,
             rank=self.world.rank,
@@ -160,6 +166,9 @@ class Run:
         batches = iter(loader)
         waited = 0.0
         for _ in range(len(loader)):
+            new_entries = self.order.ledger[len(order.ledger) :]
+            if new_entries and self.position >= new_entries[0].n_start:
+                return
             error, micro_batches = None, []
             try:
                 micro_batches = next(batches)
