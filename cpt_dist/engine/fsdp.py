@@ -7,10 +7,13 @@ and have not been measured on a GPU.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
+    FSDPModule,
     MixedPrecisionPolicy,
     OffloadPolicy,
     fully_shard,
@@ -87,12 +90,20 @@ class FsdpEngine(Engine):
     ) -> torch.Tensor:
         self.model.eval()
         inputs = self._to_device(input_ids=input_ids, labels=labels, position_ids=position_ids, cu_seqlens=cu_seqlens)
-        return self.model(**inputs, divisor=1.0)[1]
+        nll = self.model(**inputs, divisor=1.0)[1]
+        self._reshard()
+        return nll
 
     @torch.no_grad()
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         self.model.eval()
-        return self.model(**self._document_inputs(input_ids), labels=None)
+        logits = self.model(**self._document_inputs(input_ids), labels=None)
+        self._reshard()
+        return logits
+
+    def _reshard(self) -> None:
+        # The root keeps its parameters whole for a backward pass; without one, the optimizer's are elsewhere.
+        cast(FSDPModule, self.model).reshard()
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}

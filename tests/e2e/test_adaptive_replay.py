@@ -21,7 +21,7 @@ def tiny(tmp_path_factory):
 
 
 def train(folder, configs, name, *arguments):
-    options = ("experiment=tiny", f"run_dir={folder / name}", f"--config-dir={configs}", *arguments)
+    options = (f"--config-dir={configs}", "experiment=tiny", f"run_dir={folder / name}", *arguments)
     launch("python", 1, "train.py", *options)
     return read_metrics(folder / name)
 
