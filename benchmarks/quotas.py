@@ -65,7 +65,10 @@ def grain(shares: np.ndarray, num_samples: int) -> np.ndarray:
 
 
 def levanter_block(shares: np.ndarray, num_samples: int, block: int = 2048) -> np.ndarray:
-    """levanter `data/mixture.py`: whole numbers in each block of 2048, the remainder to the largest source."""
+    """levanter `data/mixture.py`: whole numbers in each block of 2048, the remainder to the largest source.
+
+    The order within the block is one permutation here, where levanter draws one for each block.
+    """
     counts = np.floor(shares * block).astype(np.int64)
     counts[np.argmax(shares)] += block - counts.sum()
     one = np.random.default_rng(0).permutation(np.repeat(np.arange(len(shares)), counts))
