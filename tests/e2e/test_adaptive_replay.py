@@ -20,9 +20,9 @@ def tiny(tmp_path_factory):
     return folder, write_experiment(folder, config)
 
 
-def train(folder, configs, name, *arguments):
+def train(folder, configs, name, *arguments, launcher="python", processes=1):
     options = (f"--config-dir={configs}", "experiment=tiny", f"run_dir={folder / name}", *arguments)
-    launch("python", 1, "train.py", *options)
+    launch(launcher, processes, "train.py", *options)
     return read_metrics(folder / name)
 
 
@@ -48,3 +48,18 @@ def test_decisions_act_where_the_ledger_says_and_the_ledger_alone_gives_the_same
     again = train(folder, configs, "cut")
     assert [s["loss"] for s in again] == [s["loss"] for s in steps]
     assert read_ledger(folder / "cut" / "ledger.jsonl") == ledger
+
+
+@pytest.mark.distributed
+def test_two_ranks_take_the_same_decisions_and_one_goes_on_in_the_middle_of_them(tiny):
+    folder, configs = tiny
+    steps = train(folder, configs, "two", "checkpoint.every_steps=10", launcher="torchrun", processes=2)
+    ledger = read_ledger(folder / "two" / "ledger.jsonl")
+    assert [entry.n_start for entry in ledger] == [24, 40, 56, 72]
+
+    shutil.rmtree(folder / "two" / "checkpoints" / "step-00000020")
+    resumed = train(folder, configs, "two")
+    assert read_metrics(folder / "two", "resume")[-1]["step"] == 10
+    assert [s["loss"] for s in resumed] == pytest.approx([s["loss"] for s in steps], abs=1e-4)
+    assert [s["realised_tokens"] for s in resumed] == [s["realised_tokens"] for s in steps]
+    assert read_ledger(folder / "two" / "ledger.jsonl") == ledger
