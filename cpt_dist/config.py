@@ -306,7 +306,7 @@ def _interpolate(table: list[tuple[float, float]], at: float, after: int) -> flo
         return table[0][1]
     for (a, x), (b, y) in itertools.pairwise(table):
         if at <= b:
-            return x + (y - x) * (at - a) / (b - a)
+            return max(0.0, x + (y - x) * (at - a) / (b - a))  # rounding may lead below a share of 0
     return table[-1][1]
 
 

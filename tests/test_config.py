@@ -181,3 +181,8 @@ def test_a_wrong_cap_is_named(cap, named):
     with pytest.raises(UserError) as caught:
         validate(config)
     assert any(named in problem for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("points", [[[0, 0.2], [0.19, 0]], [[0.1, 1 / 3], [0.7, 0]]])
+def test_a_share_that_falls_to_zero_never_falls_below(points):
+    assert all(min(row) >= 0 for row in mixture_knots({"a": points, "b": 1})[1])
