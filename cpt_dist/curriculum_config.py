@@ -24,6 +24,8 @@ CURRICULA: dict[str, tuple[str, ...]] = {
 """Name of each curriculum -> the fields that it reads."""
 
 SHAPES = ("linear", "cosine")
+SHORTEST = 1e-6
+"""Shortest progress over which a share moves; its ends and what lies between are different numbers."""
 
 
 @dataclass
@@ -70,6 +72,11 @@ def curriculum_problems(curriculum: CurriculumConfig, mixture: dict[str, Any]) -
         f"{name} is not read by '{curriculum.name}' (it reads {', '.join(reads) or 'nothing'}); take it out"
         for name in _changed(curriculum)
         if name not in reads
+    ]
+    problems += [
+        f"{name}: {getattr(curriculum, name)} is shorter than any stage can resolve; give 0 or at least {SHORTEST:g}"
+        for name in ("ramp", "opening", "warmup", "cooldown")
+        if name in reads and 0 < getattr(curriculum, name) < SHORTEST
     ]
     if curriculum.shape not in SHAPES:
         problems.append(f"shape: '{curriculum.shape}' is unknown; {nearest(curriculum.shape, SHAPES)}")

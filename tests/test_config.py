@@ -136,6 +136,7 @@ def test_three_points_at_one_progress_are_refused():
         ({"name": "gradual", "start": {"legal": 1}, "ramp": 0}, "ramp: 0"),
         ({"name": "gradual", "start": {"legal": 1}, "overlap": 0.2}, "overlap is not read by 'gradual'"),
         ({"name": "gradual", "start": {"legal": 1}, "shape": "round"}, "shape: 'round'"),
+        ({"name": "gradual", "start": {"legal": 1}, "ramp": 1e-9}, "give 0 or at least 1e-06"),
         ({"name": "staged"}, "needs at least one"),
         ({"name": "staged", "steps": [[0.5, {"legal": 1}], [0.2, {"wiki": 1}]]}, "progress 0.2 must lie above 0.5"),
         ({"name": "quality_first", "buckets": ["legal"]}, "at least 2"),

@@ -15,10 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cpt_dist.config import mixture_knots
-from cpt_dist.curriculum_config import CURRICULA, CurriculumConfig
-
-_SHORTEST = 1e-6
-"""Handovers of a smaller half-width are steps: their ends would be the same number."""
+from cpt_dist.curriculum_config import CURRICULA, SHORTEST, CurriculumConfig
 
 Table = list[tuple[float, float]]
 """[progress, share] points of a source; two points at one progress make a step."""
@@ -107,7 +104,7 @@ def difficulty(mixture: dict[str, Any], curriculum: CurriculumConfig) -> dict[st
     parts = [full[name] / joint for name in curriculum.buckets]
     borders = [min(at, 1.0) for at in itertools.accumulate(parts)][:-1]
     halves = [min(curriculum.overlap, at, 1 - at) for at in borders]
-    ramps = [(at, half if half > _SHORTEST else 0.0) for at, half in zip(borders, halves, strict=True)]
+    ramps = [(at, half if half > SHORTEST else 0.0) for at, half in zip(borders, halves, strict=True)]
     for number, name in enumerate(curriculum.buckets):
         knots = sorted({0.0, *(at + side * half for at, half in ramps for side in (-1, 1))})
         table: Table = []

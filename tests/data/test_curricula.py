@@ -112,7 +112,7 @@ def curricula(draw):
     mixture = {name: draw(st.floats(0.05, 3)) for name in names} | {"zero": 0.0}
     members = draw(st.permutations(names))[: draw(st.integers(2, 4))]
     some = st.dictionaries(st.sampled_from(names), st.floats(0.1, 2), min_size=1)
-    part = st.floats(0, 0.5)
+    part = st.just(0.0) | st.floats(1e-3, 0.5)
     name = draw(st.sampled_from(sorted(CURRICULA)))
     values = {
         "start": draw(some),
