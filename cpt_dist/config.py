@@ -28,6 +28,7 @@ ZERO_0_IN_BF16 = (
     "engine.zero_stage: 0 keeps no fp32 master weights when it computes in bf16; "
     "use engine=zero1 (the same, with less memory), or engine.precision=fp32"
 )
+PLANS = ("data",)
 
 
 @dataclass
@@ -211,6 +212,14 @@ class EvaluateConfig:
 
 
 @dataclass
+class PlanConfig:
+    what: str = "data"
+    """What launch/plan.py plans: data. There also as plain what=data."""
+    out: str = "${run_dir}/plan"
+    """Folder of plan.json and the figure. There also as plain out=FOLDER."""
+
+
+@dataclass
 class CptConfig:
     run_dir: str = MISSING
     """Everything that a run writes (docs/run_directory.md)."""
@@ -227,6 +236,7 @@ class CptConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     consolidate: ConsolidateConfig = field(default_factory=ConsolidateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
@@ -375,6 +385,7 @@ def validate(config: CptConfig) -> None:
     _one_of(problems, "data.verify", config.data.verify, ("read", "open"))
     _one_of(problems, "checkpoint.on_damage", config.checkpoint.on_damage, ("refuse", "previous"))
     _one_of(problems, "consolidate.dtype", config.consolidate.dtype, ("fp32", "bf16"))
+    _one_of(problems, "plan.what", config.plan.what, PLANS)
     for name, source in config.data.sources.items():
         _one_of(problems, f"data.sources.{name}.role", source.role, ROLES)
     _check_schedule(problems, "schedule", config.schedule)

@@ -151,7 +151,9 @@ class Ledger:
             planned = [_as_json(reading) for reading in readings if reading.sample >= self.position]
             tokens = place.stop - place.start
             times = sum(reading["tokens"] for reading in read) / max(1, tokens)
-            found.append({**self.origin(place), "tokens": tokens, "times_read": times, "read": read, "planned": planned})
+            found.append(
+                {**self.origin(place), "tokens": tokens, "times_read": times, "read": read, "planned": planned}
+            )
         return {"document": doc_id, "held_out_by": None, "places": found, "steps_done": self.steps_done}
 
     def _held_out_by(self, doc_id: str) -> str:

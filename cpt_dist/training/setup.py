@@ -49,7 +49,7 @@ def set_up(config: CptConfig, world: World) -> Run:
         order=order,
         engine=engine,
         store=store,
-        totals=Totals([0] * len(sources)),
+        totals=Totals([0] * len(sources), [0] * len(sources)),
     )
     if world.is_first:
         directory.create(config)
@@ -76,7 +76,8 @@ def resume(run: Run, step: int) -> None:
     run.store.load(step, tensors)
     run.engine.state_loaded(tensors, trainer["optimizer_steps"])
     run.position = trainer["position"]
-    run.totals = Totals(**trainer["totals"])
+    # A checkpoint of a version that didn't count samples was made by the same order, so they are what it says.
+    run.totals = Totals(**{"samples_by_source": run.order.counts(run.position).tolist(), **trainer["totals"]})
 
 
 def _announce(run: Run, precision_reason: str, resumed_step: int | None) -> None:

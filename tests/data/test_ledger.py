@@ -45,7 +45,9 @@ def ask(tmp_path, *words):
 def test_steps_are_answered_with_every_document_and_its_origin(run_dir, tmp_path, capsys):
     answer = ask(tmp_path, f"run_dir={run_dir}", "steps=3-5")
     assert sum(source["samples"] for source in answer["sources"].values()) == 12
-    assert sum(source["tokens"] for source in answer["sources"].values()) == sum(d["tokens"] for d in answer["documents"])
+    assert sum(source["tokens"] for source in answer["sources"].values()) == sum(
+        d["tokens"] for d in answer["documents"]
+    )
     for document in answer["documents"]:
         line = Path(document["file"]).read_text().splitlines()[document["record"]]
         assert document["document"] == document_id(json.loads(line)["text"]).hex()
@@ -101,7 +103,7 @@ def test_a_mistake_is_named(run_dir, words, message):
 def test_shards_made_again_are_refused_by_name(run_dir, tmp_path):
     config = corpus_config(tmp_path, {**TEXTS, "news": TEXTS["news"][:90]}, shard_tokens="1500")
     prepare(config)
-    with pytest.raises(UserError, match="source 'news': the run read .* made again"):
+    with pytest.raises(UserError, match=r"source 'news': the run read .* made again"):
         Ledger.open(run_dir, str(tmp_path / "shards"))
 
 
@@ -111,7 +113,7 @@ def test_an_altered_provenance_table_is_refused_by_name(run_dir, tmp_path):
     shutil.copytree(run_dir.parent / "shards", tmp_path / "shards")
     path = tmp_path / "shards/law/provenance-00000.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match="source 'law': provenance-00000.parquet has checksum"):
+    with pytest.raises(UserError, match=r"source 'law': provenance-00000\.parquet has checksum"):
         Ledger.open(run_dir, str(tmp_path / "shards")).of_steps(1, 40)
 
 

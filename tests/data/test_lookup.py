@@ -27,7 +27,9 @@ def order_over(sources, stages):
     rows = []
     for source in sources:
         packs = {n: ConcatAndChunk(source.shard_tokens, n) for n in lengths}
-        rows.append(SourceRows(source.name, source.fingerprint, {n: (p.num_rows, p.num_tokens) for n, p in packs.items()}))
+        rows.append(
+            SourceRows(source.name, source.fingerprint, {n: (p.num_rows, p.num_tokens) for n, p in packs.items()})
+        )
     return SampleOrder(stages, rows, seed=3)
 
 
