@@ -31,6 +31,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/linear_cross_entropy.py
+	$(BIN)/python benchmarks/simulate.py
 
 docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_docs.py

@@ -29,6 +29,7 @@ ZERO_0_IN_BF16 = (
     "use engine=zero1 (the same, with less memory), or engine.precision=fp32"
 )
 PLANS = ("data",)
+IMPORT_FORMATS = ("megatron", "datatrove", "mds")
 
 
 @dataclass
@@ -56,6 +57,11 @@ class SourceConfig:
     """Field of a JSONL record or column of a table that holds the text."""
     language: str = "unknown"
     """Language of the text, carried into the provenance."""
+    import_format: str | None = None
+    """The files of `raw` hold tokens, made with data.tokenizer, that are taken over as they are: megatron (.idx with
+    .bin), datatrove (.ds with .ds.index) or mds (folders with an index.json)."""
+    import_column: str = "tokens"
+    """mds: name of the column that holds a document's tokens."""
 
 
 @dataclass
@@ -388,6 +394,8 @@ def validate(config: CptConfig) -> None:
     _one_of(problems, "plan.what", config.plan.what, PLANS)
     for name, source in config.data.sources.items():
         _one_of(problems, f"data.sources.{name}.role", source.role, ROLES)
+        if source.import_format is not None:
+            _one_of(problems, f"data.sources.{name}.import_format", source.import_format, IMPORT_FORMATS)
     _check_schedule(problems, "schedule", config.schedule)
     for index, stage in enumerate(config.stages):
         _check_stage(problems, index, stage, config.data.sources)
