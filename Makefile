@@ -21,7 +21,7 @@ test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not distributed and not e2e'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not distributed and not e2e and not peer'
 
 lint: setup
 	$(BIN)/ruff check .

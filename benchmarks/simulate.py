@@ -99,7 +99,10 @@ def exactness(order: SampleOrder, first: int, ranks: int) -> dict[str, bool]:
     read = np.stack([samples.source, samples.row, samples.epoch], axis=1)
     prefixes = np.stack([order.counts(first + at) for at in range(0, count + 1, batch)])
     in_batches = np.stack(
-        [np.bincount(samples.source[at : at + batch], minlength=len(order.source_names)) for at in range(0, count, batch)]
+        [
+            np.bincount(samples.source[at : at + batch], minlength=len(order.source_names))
+            for at in range(0, count, batch)
+        ]
     )
     slots = np.concatenate([rank_slots(order.seed, first, batch, rank, ranks) for rank in range(ranks)])
     one_by_one = [order.sample(first + at) for at in range(0, count, count // 5)]
@@ -115,7 +118,9 @@ def exactness(order: SampleOrder, first: int, ranks: int) -> dict[str, bool]:
     }
 
 
-def at_point(sources: list[ZeroSource], stages: list[StageConfig], order: SampleOrder, point: float, ranks: int) -> dict:
+def at_point(
+    sources: list[ZeroSource], stages: list[StageConfig], order: SampleOrder, point: float, ranks: int
+) -> dict:
     """Times and checks at a share of the run; the loader is made anew, as a resumed rank does it."""
     num_steps = order.num_samples // order.stages[0].batch_samples
     step = min(int(point * num_steps), num_steps - NUM_WINDOW_BATCHES)
@@ -199,7 +204,9 @@ def main() -> None:
     """Run, print, write; leaves with 1 where something that must be exact is not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=16384)
-    parser.add_argument("--small", action="store_true", help="1 G tokens, 200 shards, 10 sources: a test of this program")
+    parser.add_argument(
+        "--small", action="store_true", help="1 G tokens, 200 shards, 10 sources: a test of this program"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     size = (10, 200, 10**9) if arguments.small else (100, 200_000, 10**13)

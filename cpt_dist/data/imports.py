@@ -56,8 +56,8 @@ def _fates(
     for found in batch:
         if found.tokens.size and not 0 <= int(found.tokens.min()) <= int(found.tokens.max()) < tokenizer.vocab_size:
             raise UserError(
-                f"'{found.file}' document {found.index} has token ids {found.tokens.min()} to {found.tokens.max()}, but "
-                f"data.tokenizer has {tokenizer.vocab_size} tokens; give the tokenizer that the data was made with"
+                f"'{found.file}' document {found.index} has token ids {found.tokens.min()} to {found.tokens.max()}, "
+                f"but data.tokenizer has {tokenizer.vocab_size} tokens; give the tokenizer that the data was made with"
             )
     for found, text in zip(batch, tokenizer.decode_batch([found.tokens for found in batch]), strict=True):
         document, reason = None, None

@@ -75,7 +75,6 @@ class DocumentTokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [[*start, *encoding.ids, self.separator_id] for encoding in encodings]
 
-
     def decode_batch(self, documents: Sequence[np.ndarray]) -> list[str]:
         """The text of each document's tokens, without a BOS at its start and separators at its end.
 

@@ -197,23 +197,23 @@ def _warnings(config: CptConfig, sources: dict[str, Source], stages: list[dict[s
             epochs = max(reading["epochs_so_far"] for stage, reading in readings if stage["seq_len"] == length)
             if epochs > MANY_EPOCHS:
                 found.append(
-                    f"source '{name}' is read {epochs:.1f} times at seq_len {length}: beyond about {MANY_EPOCHS} epochs "
-                    "a repeated token is worth clearly less than a new one (arXiv 2305.16264); lower its share or "
+                    f"source '{name}' is read {epochs:.1f} times at seq_len {length}: beyond about {MANY_EPOCHS} "
+                    "epochs a repeated token is worth clearly less than a new one (arXiv 2305.16264); lower its share or "
                     "the stage's tokens, or add text"
                 )
             short = next(reading for stage, reading in readings if stage["seq_len"] == length)
             if short["rows"] and short["mean_row_tokens"] < _SHORT_ROWS * length:
                 found.append(
-                    f"source '{name}' has rows of {short['mean_row_tokens']:.0f} tokens on average at seq_len {length}: "
-                    "its shards are small; prepare it with a larger data.shard_tokens"
+                    f"source '{name}' has rows of {short['mean_row_tokens']:.0f} tokens on average at seq_len {length}, "
+                    "as its shards are small; prepare it with a larger data.shard_tokens"
                 )
         if sources[name].manifest["counts"]["held_out"] == 0:
             found.append(f"source '{name}' has no held-out documents: what is gained or forgotten on it stays unknown")
     for stage in stages:
         if 0 < stage["warmup_steps"] < 1:
             found.append(
-                f"stage '{stage['name']}' has {stage['steps']} steps, so its warm-up is {stage['warmup_steps']:.2g} of a "
-                "step: the first step takes the full learning rate; raise schedule.warmup or the stage's tokens"
+                f"stage '{stage['name']}' has {stage['steps']} steps, so its warm-up is {stage['warmup_steps']:.2g} of "
+                "a step: the first step takes the full learning rate; raise schedule.warmup or the stage's tokens"
             )
         elif stage["warmup_steps"] >= stage["steps"]:
             found.append(

@@ -101,8 +101,9 @@ def print_data_plan(plan: dict[str, Any], console: Console) -> None:
 
 
 def _print_stage(plan: dict[str, Any], stage: dict[str, Any], console: Console) -> None:
+    size = f"{stage['batch_samples']:,} x {stage['seq_len']:,} tokens"
     title = (
-        f"stage '{stage['name']}': {stage['steps']:,} steps of {stage['batch_samples']:,} x {stage['seq_len']:,} tokens; "
+        f"stage '{stage['name']}': {stage['steps']:,} steps of {size}; "
         f"no source is ever more than {stage['quota_error_samples']:.2f} samples off its share"
     )
     numbers = ["rows", "samples", "tokens", "share", "asked", "epochs", "unseen", "padding", "left out", "cuts at most"]

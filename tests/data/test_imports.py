@@ -1,5 +1,6 @@
 """Promises of the importers: the tokens are the ones that the other program wrote, or the file is refused by name."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,8 @@ from cpt_dist.data.journal import Journal
 from cpt_dist.data.prepare import prepare
 from cpt_dist.data.shards import Source, read_held_out
 from cpt_dist.errors import UserError
-from tests.helpers.tokenizer import tiny_tokenizer
 from tests.helpers.token_files import write_datatrove, write_mds, write_megatron
+from tests.helpers.tokenizer import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 RNG = np.random.default_rng(3)
@@ -57,7 +58,7 @@ def tokens_of(source):
     found = []
     for shard in range(len(source.shard_tokens)):
         offsets = source.doc_offsets(shard).astype(int)
-        found += [source.tokens(shard, a, b).tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
+        found += [source.tokens(shard, a, b).tolist() for a, b in itertools.pairwise(offsets)]
     return found
 
 
@@ -89,9 +90,15 @@ def test_an_id_is_the_hash_of_the_tokens_and_bytes_are_those_of_the_decoded_text
     assert source.doc_ids(0)[3].tobytes() == xxhash.xxh3_128_digest(np.array(DOCUMENTS[3], "<u4").tobytes())
     text = decoder.decode(DOCUMENTS[3][:-1], skip_special_tokens=False)
     assert source.doc_bytes(0)[3] == len(text.encode())
-    row = {name: column[3] for name, column in parquet.read_table(done.folder / "provenance-00000.parquet").to_pydict().items()}
+    row = {
+        name: column[3]
+        for name, column in parquet.read_table(done.folder / "provenance-00000.parquet").to_pydict().items()
+    }
     assert (row["file"], row["record"], row["byte"]) == (str(tmp_path / "a.ds"), 3, 2 * sum(map(len, DOCUMENTS[:3])))
-    assert (done.manifest["pipeline"]["import_format"], done.manifest["pipeline"]["normalisation"]) == ("datatrove", None)
+    assert (done.manifest["pipeline"]["import_format"], done.manifest["pipeline"]["normalisation"]) == (
+        "datatrove",
+        None,
+    )
 
 
 def test_held_out_documents_are_decoded_and_duplicates_are_counted(tmp_path):
@@ -154,7 +161,11 @@ def rewrite(path, at, content):
         ("datatrove", lambda p: cut(p / "a.ds", 201), r"a\.ds' has 201 bytes, but its index says \d+ tokens"),
         ("datatrove", lambda p: cut(p / "a.ds.index", 201), r"a\.ds\.index' has 201 bytes, no multiple of 8"),
         ("mds", lambda p: cut(p / "a/shard.00001.mds", 200), r"shard\.00001\.mds' has 200 bytes but its index says"),
-        ("mds", lambda p: rewrite(p / "a/shard.00001.mds", 0, b"\x05"), r"shard\.00001\.mds' does not hold the 7 samples"),
+        (
+            "mds",
+            lambda p: rewrite(p / "a/shard.00001.mds", 0, b"\x05"),
+            r"shard\.00001\.mds' does not hold the 7 samples",
+        ),
         ("mds", lambda p: cut(p / "a/index.json", 50), r"a/index\.json' is no index of MDS shards"),
         ("mds", lambda p: (p / "a/shard.00001.mds").unlink(), r"shard\.00001\.mds' is missing"),
     ],
@@ -168,14 +179,18 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, import_format, damage, mess
 
 def test_tokens_of_another_tokenizer_a_wrong_column_and_a_wrong_format_are_refused(tmp_path):
     raw = write_datatrove(tmp_path / "a.ds", [*DOCUMENTS, [5, 259, 6]])
-    with pytest.raises(UserError, match=r"a\.ds' document 40 has token ids 5 to 259, but data\.tokenizer has 259 tokens"):
+    with pytest.raises(
+        UserError, match=r"a\.ds' document 40 has token ids 5 to 259, but data\.tokenizer has 259 tokens"
+    ):
         prepare(import_config(tmp_path, "datatrove", raw))
     config = import_config(tmp_path, "mds", write_mds(tmp_path / "b", DOCUMENTS), shards=str(tmp_path / "other"))
     config.data.sources["x"].import_column = "input_ids"
     with pytest.raises(UserError, match="columns name, tokens, number but no 'input_ids'; set import_column"):
         prepare(config)
     config.data.sources["x"].import_format = "megatrom"
-    with pytest.raises(UserError, match=r"data\.sources\.x\.import_format: 'megatrom' is unknown; did you mean 'megatron'"):
+    with pytest.raises(
+        UserError, match=r"data\.sources\.x\.import_format: 'megatrom' is unknown; did you mean 'megatron'"
+    ):
         validate(config)
 
 
@@ -183,7 +198,11 @@ def test_tokens_of_another_tokenizer_a_wrong_column_and_a_wrong_format_are_refus
 def test_the_command_imports(tmp_path):
     write_megatron(tmp_path / "a", DOCUMENTS)
     tiny_tokenizer(tmp_path / "tokenizer")
-    words = ["data.tokenizer=tokenizer", "data.shards=shards", "+data.sources={x: {raw: [a.idx], import_format: megatron}}"]
+    words = [
+        "data.tokenizer=tokenizer",
+        "data.shards=shards",
+        "+data.sources={x: {raw: [a.idx], import_format: megatron}}",
+    ]
     command = [sys.executable, str(ROOT / "launch/prepare.py"), *words, "data.held_out_fraction=0"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

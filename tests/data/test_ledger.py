@@ -14,7 +14,7 @@ from cpt_dist.data.ledger import Ledger, main
 from cpt_dist.data.prepare import prepare
 from cpt_dist.data.shards import read_held_out
 from cpt_dist.errors import UserError
-from tests.helpers.corpora import corpus_config, write_jsonl
+from tests.helpers.corpora import corpus_config
 
 TEXTS = {name: [f"{name} text number {i} " + "x" * (i % 50) for i in range(120)] for name in ("law", "news")}
 

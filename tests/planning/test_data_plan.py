@@ -84,7 +84,7 @@ def test_it_needs_manifests_and_no_shard(config):
         (lambda c: c.stages[0].mixture.update(news=0.0), "source 'news' is never read: its shares give it no sample"),
         (lambda c: setattr(c.schedule, "warmup", 0.01), r"stage 'ramp' has 40 steps, so its warm-up is 0\.4 of a step"),
         (lambda c: setattr(c.schedule, "warmup", 1.0), "stage 'ramp' is over before its warm-up is"),
-        (lambda c: setattr(c.stages[1], "seq_len", 4096), "source 'law' has rows of .* its shards are small"),
+        (lambda c: setattr(c.stages[1], "seq_len", 4096), "source 'law' has rows of .* as its shards are small"),
     ],
 )
 def test_a_doubtful_plan_is_warned_of(config, change, warning):
