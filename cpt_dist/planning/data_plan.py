@@ -198,14 +198,14 @@ def _warnings(config: CptConfig, sources: dict[str, Source], stages: list[dict[s
             if epochs > MANY_EPOCHS:
                 found.append(
                     f"source '{name}' is read {epochs:.1f} times at seq_len {length}: beyond about {MANY_EPOCHS} "
-                    "epochs a repeated token is worth clearly less than a new one (arXiv 2305.16264); lower its share or "
-                    "the stage's tokens, or add text"
+                    "epochs a repeated token is worth clearly less than a new one (arXiv 2305.16264); lower its share "
+                    "or the stage's tokens, or add text"
                 )
             short = next(reading for stage, reading in readings if stage["seq_len"] == length)
             if short["rows"] and short["mean_row_tokens"] < _SHORT_ROWS * length:
                 found.append(
-                    f"source '{name}' has rows of {short['mean_row_tokens']:.0f} tokens on average at seq_len {length}, "
-                    "as its shards are small; prepare it with a larger data.shard_tokens"
+                    f"source '{name}' has rows of {short['mean_row_tokens']:.0f} tokens on average at seq_len "
+                    f"{length}, as its shards are small; prepare it with a larger data.shard_tokens"
                 )
         if sources[name].manifest["counts"]["held_out"] == 0:
             found.append(f"source '{name}' has no held-out documents: what is gained or forgotten on it stays unknown")

@@ -68,6 +68,14 @@ def test_a_document_is_answered_with_when_and_how_often_it_was_read(run_dir, tmp
     assert place["read"] + place["planned"] == same["read"]
 
 
+def test_the_last_step_done_has_read_and_the_next_has_not(run_dir, tmp_path):
+    for step, done, other in ((15, "read", "planned"), (16, "planned", "read")):
+        for document in ask(tmp_path, f"run_dir={run_dir}", f"steps={step}")["documents"]:
+            (place,) = ask(tmp_path, f"run_dir={run_dir}", f"document={document['document']}")["places"]
+            assert step in {reading["step"] for reading in place[done]}
+            assert step not in {reading["step"] for reading in place[other]}
+
+
 def test_a_text_is_found_by_its_content(run_dir, tmp_path):
     first = ask(tmp_path, f"run_dir={run_dir}", "steps=1")["documents"][0]
     line = Path(first["file"]).read_text().splitlines()[first["record"]]
