@@ -21,7 +21,7 @@ test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not distributed and not e2e'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not distributed and not e2e and not peer'
 
 lint: setup
 	$(BIN)/ruff check .
@@ -32,6 +32,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/linear_cross_entropy.py
 	$(BIN)/python benchmarks/quotas.py
+	$(BIN)/python benchmarks/simulate.py
 
 docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_docs.py

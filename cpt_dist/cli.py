@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,16 @@ CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 EXIT_USER_ERROR = 2
 
 
-def run(main: Callable[[CptConfig], None], needs: Iterable[str] = ()) -> None:
+def run(main: Callable[[CptConfig], None], needs: Iterable[str] = (), short: Mapping[str, str] | None = None) -> None:
     """Compose the configuration from `sys.argv`, check it and call `main` with it.
 
-    `needs` names the keys without which `main` can't work, such as "model.path" or "stages". Ends the process with
+    `needs` names the keys without which `main` can't work, such as "model.path" or "stages"; `short` maps names that
+    this script takes for a key, such as "what", to that key. Ends the process with
     exit code 2 and a line a problem on a user's mistake.
     """
     rank = int(os.environ.get("RANK", 0))
     sys.argv[1:] = [word for word in sys.argv[1:] if not re.fullmatch(r"--local[_-]rank(=\d+)?", word)]
+    sys.argv[1:] = [_lengthened(word, short or {}) for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with 1
     overrides = _overrides(sys.argv[1:])
     ConfigStore.instance().store(name="cpt_config", node=CptConfig)
@@ -61,6 +63,11 @@ def run(main: Callable[[CptConfig], None], needs: Iterable[str] = ()) -> None:
         if composed:
             raise
         _leave([_one_line(error)], rank, same_on_all_ranks=True)
+
+
+def _lengthened(word: str, short: Mapping[str, str]) -> str:
+    key, equals, value = word.partition("=")
+    return f"{short[key]}={value}" if equals and key in short else word
 
 
 def _leave(problems: list[str], rank: int, same_on_all_ranks: bool) -> typing.NoReturn:

@@ -31,6 +31,8 @@ ZERO_0_IN_BF16 = (
     "use engine=zero1 (the same, with less memory), or engine.precision=fp32"
 )
 CAP_POLICIES = ("error", "spill", "renormalise")
+PLANS = ("data",)
+IMPORT_FORMATS = ("megatron", "datatrove", "mds")
 
 
 @dataclass
@@ -66,6 +68,11 @@ class SourceConfig:
     spill_to: str | None = None
     """on_cap=spill: the source that takes the share; every stage that reads this one must name it, with share 0 if
     need be."""
+    import_format: str | None = None
+    """The files of `raw` hold tokens, made with data.tokenizer, that are taken over as they are: megatron (.idx with
+    .bin), datatrove (.ds with .ds.index) or mds (folders with an index.json)."""
+    import_column: str = "tokens"
+    """mds: name of the column that holds a document's tokens."""
 
 
 @dataclass
@@ -224,6 +231,14 @@ class EvaluateConfig:
 
 
 @dataclass
+class PlanConfig:
+    what: str = "data"
+    """What launch/plan.py plans: data. There also as plain what=data."""
+    out: str = "${run_dir}/plan"
+    """Folder of plan.json and the figure. There also as plain out=FOLDER."""
+
+
+@dataclass
 class CptConfig:
     run_dir: str = MISSING
     """Everything that a run writes (docs/run_directory.md)."""
@@ -241,6 +256,7 @@ class CptConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     consolidate: ConsolidateConfig = field(default_factory=ConsolidateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
@@ -424,9 +440,12 @@ def validate(config: CptConfig) -> None:
     _one_of(problems, "data.verify", config.data.verify, ("read", "open"))
     _one_of(problems, "checkpoint.on_damage", config.checkpoint.on_damage, ("refuse", "previous"))
     _one_of(problems, "consolidate.dtype", config.consolidate.dtype, ("fp32", "bf16"))
+    _one_of(problems, "plan.what", config.plan.what, PLANS)
     for name, source in config.data.sources.items():
         _one_of(problems, f"data.sources.{name}.role", source.role, ROLES)
         _check_cap(problems, name, source, config)
+        if source.import_format is not None:
+            _one_of(problems, f"data.sources.{name}.import_format", source.import_format, IMPORT_FORMATS)
     _check_schedule(problems, "schedule", config.schedule)
     for index, stage in enumerate(config.stages):
         _check_stage(problems, index, stage, config.data.sources)

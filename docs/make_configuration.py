@@ -69,6 +69,7 @@ def page() -> str:
         ("logging", config.LoggingConfig),
         ("consolidate", config.ConsolidateConfig),
         ("evaluate", config.EvaluateConfig),
+        ("plan", config.PlanConfig),
     ]
     parts = [HEAD]
     for name, schema in sections:

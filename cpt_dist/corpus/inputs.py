@@ -7,7 +7,7 @@ order is sorted by name, so that the same folder gives the same documents on eve
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,17 @@ FORMATS = {
     ".txt": "text",
     ".parquet": "parquet",
 }
+PARTNERS: dict[str, Callable[[Path], Path]] = {
+    "megatron": lambda path: path.with_suffix(".bin"),
+    "datatrove": lambda path: path.with_name(f"{path.name}.index"),
+}
+"""Formats whose inputs are two files: the one that is named -> the other."""
 KNOWN = ", ".join([*FORMATS, "a folder saved by `datasets`"])
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One raw file, or one folder saved by `datasets` (format "dataset")."""
+    """One raw file, or one folder saved by `datasets` (format "dataset"), or token data (`token_files.py`)."""
 
     path: Path
     format: str
@@ -117,7 +122,11 @@ def find_inputs(patterns: Sequence[str], key: str) -> tuple[list[InputFile], lis
 
 
 def _files(item: InputFile) -> list[Path]:
-    return sorted(p for p in item.path.rglob("*") if p.is_file()) if item.format == "dataset" else [item.path]
+    if item.format in ("dataset", "mds"):
+        return sorted(p for p in item.path.rglob("*") if p.is_file())
+    if item.format in PARTNERS:
+        return [item.path, PARTNERS[item.format](item.path)]
+    return [item.path]
 
 
 def input_state(item: InputFile, known: InputState | None = None) -> InputState:
@@ -134,6 +143,7 @@ def input_state(item: InputFile, known: InputState | None = None) -> InputState:
         sums = [file_checksum(path) for path in files]
     except OSError as error:
         raise UserError(f"'{item.path}' cannot be read ({error.strerror}); check its permissions") from error
-    names = [path.relative_to(item.path).as_posix() for path in files]
-    checksum = fingerprint(list(zip(names, sums, strict=True))) if item.format == "dataset" else sums[0]
+    names = [path.relative_to(item.path).as_posix() if item.path.is_dir() else path.name for path in files]
+    is_one_file = len(files) == 1 and item.path.is_file()
+    checksum = sums[0] if is_one_file else fingerprint(list(zip(names, sums, strict=True)))
     return InputState(str(item.path), num_bytes, changed_ns, checksum)

@@ -55,6 +55,8 @@ class Batch:
     """uint8 [pieces, 16]: id of the document that each piece is of."""
     sample_ids: torch.Tensor
     """int64 [rows]: global index n of each row; empty for a filler."""
+    row_sources: torch.Tensor
+    """int64 [rows]: source of each row, as in source_ids; empty for a filler."""
 
     @property
     def num_tokens(self) -> int:
@@ -94,7 +96,7 @@ class _Assembly:
         self.sources.append(source)
         self.source_tokens.append(input_ids.size)
 
-    def batch(self, sample_ids: np.ndarray) -> Batch:
+    def batch(self, sample_ids: np.ndarray, row_sources: np.ndarray) -> Batch:
         lengths = np.concatenate(self.lengths)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.arange(bounds[-1], dtype=np.int64) - np.repeat(bounds[:-1], lengths)
@@ -106,6 +108,7 @@ class _Assembly:
             source_ids=torch.from_numpy(np.repeat(np.array(self.sources, dtype=np.int64), self.source_tokens)),
             doc_ids=torch.from_numpy(np.concatenate(self.doc_ids)),
             sample_ids=torch.from_numpy(sample_ids),
+            row_sources=torch.from_numpy(row_sources),
         )
 
 
@@ -141,7 +144,7 @@ def build_batch(
             labels[closed - 1 - start] = IGNORE_INDEX
             ids = origin.doc_ids(where.shard)[documents]
             assembly.add(with_next[: stop - start], labels, lengths[present], ids, source_index)
-    return assembly.batch(np.array(sample_ids, dtype=np.int64))
+    return assembly.batch(np.array(sample_ids, dtype=np.int64), np.array(source, dtype=np.int64))
 
 
 def filler_batch() -> Batch:
@@ -150,7 +153,7 @@ def filler_batch() -> Batch:
     zeros = np.zeros(_FILLER_TOKENS, dtype=np.int64)
     ids = np.zeros((1, 16), dtype=np.uint8)
     assembly.add(zeros, np.full(_FILLER_TOKENS, IGNORE_INDEX), np.array([_FILLER_TOKENS]), ids, 0)
-    return assembly.batch(np.empty(0, dtype=np.int64))
+    return assembly.batch(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 
 def pack_documents(documents: Sequence[np.ndarray | Sequence[int]], source: int = 0) -> Batch:
@@ -166,4 +169,4 @@ def pack_documents(documents: Sequence[np.ndarray | Sequence[int]], source: int 
         tokens = np.asarray(document).astype(np.int64)
         labels = np.append(tokens[1:], IGNORE_INDEX)
         assembly.add(tokens, labels, np.array([tokens.size]), ids, source)
-    return assembly.batch(np.arange(len(documents), dtype=np.int64))
+    return assembly.batch(np.arange(len(documents), dtype=np.int64), np.full(len(documents), source, dtype=np.int64))

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from cpt_dist.corpus.inputs import InputFile
 from cpt_dist.corpus.normalise import document_id, normalise
 from cpt_dist.corpus.read import read_records
@@ -42,6 +44,8 @@ class Fate:
     held_out: bool
     reason: str | None
     repaired: bool
+    tokens: np.ndarray | None = None
+    """Tokens of an imported document, taken over as they are; None where its text is still to be tokenised."""
 
 
 @dataclass

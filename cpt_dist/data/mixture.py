@@ -237,6 +237,17 @@ class Quotas:
             stack += [(left_child, begin, places[goes_left]), (right_child, start - begin, places[~goes_left])]
         return sorted(result, key=lambda part: part[0])
 
+    def place(self, source: int, index: int) -> int:
+        """The n of a source's sample number `index` of the stage: `split` the other way round, by bisection.
+
+        Raises IndexError where the source has no such sample.
+        """
+        # counts(n)[source] rises by steps of one, so the first n at which it exceeds `index` is unique.
+        found = bisect_right(range(self.num_samples + 1), index, key=lambda n: self.counts(n)[source]) - 1
+        if index < 0 or found >= self.num_samples:
+            raise IndexError(f"source {source} has no sample {index} in the stage")
+        return found
+
     def _check(self, n: int) -> None:
         if not 0 <= n <= self.num_samples:
             raise IndexError(f"sample {n} is outside 0 to {self.num_samples}")

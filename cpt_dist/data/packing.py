@@ -39,6 +39,9 @@ class PackPlan(Protocol):
     def row(self, index: int) -> Row:
         """Where the tokens of row `index` lie; raises IndexError outside 0 … num_rows-1."""
 
+    def rows_of(self, shard: int, start: int, stop: int) -> np.ndarray:
+        """int64, rising: the rows that hold any of the tokens [start, stop) of a shard; `row` the other way round."""
+
 
 class ConcatAndChunk:
     """Each shard's tokens cut every `seq_len`; a shard's last row is shorter, and no token is lost or padded.
@@ -70,6 +73,11 @@ class ConcatAndChunk:
         shard = int(np.searchsorted(self._first_rows, index, side="right")) - 1
         start = (index - int(self._first_rows[shard])) * self.seq_len
         return Row(shard, ((start, min(start + self.seq_len, int(self._shard_tokens[shard]))),))
+
+    def rows_of(self, shard: int, start: int, stop: int) -> np.ndarray:
+        """int64, rising: the rows that hold any of the tokens [start, stop) of a shard; `row` the other way round."""
+        first = int(self._first_rows[shard])
+        return np.arange(first + start // self.seq_len, first + -(-stop // self.seq_len) if stop > start else first)
 
 
 def document_pieces(doc_offsets: np.ndarray, start: int, stop: int) -> tuple[int, np.ndarray]:

@@ -8,7 +8,7 @@ numpy are used (`Philox.random_raw`, wrapping uint64 arithmetic), so a key means
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import xxhash
@@ -43,21 +43,48 @@ class Permutation:
 
     def __call__(self, index: np.ndarray | Sequence[int]) -> np.ndarray:
         """Images of `index` (integers [n] within 0 … size-1) as int64 [n]; raises IndexError outside that range."""
+        values = self._checked(index)
+        if self._table is not None:
+            return self._table[values]
+        return self._walk(values, self._network)
+
+    def inverse(self, image: np.ndarray | Sequence[int]) -> np.ndarray:
+        """The indices whose images are `image` (integers [n] within 0 … size-1), as int64 [n].
+
+        Walking the same cycle backwards ends at the same index, so this costs what the permutation costs. Raises
+        IndexError outside that range.
+        """
+        values = self._checked(image)
+        if self._table is not None:
+            return np.argsort(self._table)[values]
+        return self._walk(values, self._inverse_network)
+
+    def _checked(self, index: np.ndarray | Sequence[int]) -> np.ndarray:
         values = np.atleast_1d(np.asarray(index, dtype=np.int64))
         if values.size and (values.min() < 0 or values.max() >= self.size):
             raise IndexError(f"index outside 0 to {self.size - 1}")
-        if self._table is not None:
-            return self._table[values]
-        image = self._network(values.astype(np.uint64))
+        return values
+
+    def _walk(self, values: np.ndarray, network: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        image = network(values.astype(np.uint64))
         outside = np.flatnonzero(image >= self.size)
         while outside.size:
-            image[outside] = self._network(image[outside])
+            image[outside] = network(image[outside])
             outside = outside[image[outside] >= self.size]
         return image.astype(np.int64)
 
     def _network(self, value: np.ndarray) -> np.ndarray:
         left, right = value >> self._right_bits, value & self._right_mask
         for number, key in enumerate(self._round_keys):
+            if number % 2 == 0:
+                left = left ^ (_mix(right ^ key) & self._left_mask)
+            else:
+                right = right ^ (_mix(left ^ key) & self._right_mask)
+        return (left << self._right_bits) | right
+
+    def _inverse_network(self, value: np.ndarray) -> np.ndarray:
+        left, right = value >> self._right_bits, value & self._right_mask
+        for number, key in reversed(list(enumerate(self._round_keys))):
             if number % 2 == 0:
                 left = left ^ (_mix(right ^ key) & self._left_mask)
             else:

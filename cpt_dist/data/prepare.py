@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cpt_dist.config import CptConfig, SourceConfig, parse_quantity
 from cpt_dist.corpus.inputs import InputFile, InputState, find_inputs, input_state
+from cpt_dist.corpus.token_files import find_token_files
 from cpt_dist.data.documents import Counts, Fate, Rules, batches, fates
+from cpt_dist.data.imports import imported
 from cpt_dist.data.journal import Journal, difference, locked
 from cpt_dist.data.prepare_display import PrepareDisplay
 from cpt_dist.data.shard_writer import Part, write_held_out, write_provenance, write_shard
@@ -73,11 +75,18 @@ class _Task:
             "pipeline": {
                 "normalisation": NORMALISATION,
                 **vars(self.rules),
+                **self._import_settings(),
                 "shard_tokens": self.shard_tokens,
                 "inputs": {state.file: {"bytes": state.bytes, "xxh3": state.checksum} for state in states},
                 "deduplicated_against": against,
             },
         }
+
+    def _import_settings(self) -> dict[str, Any]:
+        if self.config.import_format is None:
+            return {}
+        column = {"import_column": self.config.import_column} if self.config.import_format == "mds" else {}
+        return {"normalisation": None, "import_format": self.config.import_format, **column}
 
     def states(self, journal: Journal) -> list[InputState]:
         """The state of each input now; only those that changed since the journal was begun are read."""
@@ -126,6 +135,9 @@ def _plan(config: CptConfig) -> list[_Task]:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
             problems.append(f"data.sources: '{name}' can't name a folder; use letters, digits, '_', '-' and '.'")
         try:
+            if source.import_format:
+                found[name] = find_token_files(source.raw, source.import_format, f"data.sources.{name}.raw")
+                continue
             found[name], passed_over = find_inputs(source.raw, f"data.sources.{name}.raw")
             if passed_over:
                 print(
@@ -240,7 +252,7 @@ def _prepare_source(task: _Task, against: dict[str, str], seen: set[bytes], disp
         seen |= recorded_ids(task.folder, task.name, files["shards"], files["held_out"])
         counts, start = Counts(**journal.parts[-1]["counts"]), tuple(journal.parts[-1]["next"])
     display.resumed(counts, start)
-    _write_parts(task, journal, counts, batches(fates(task.inputs, task.rules, seen, start)), display.advance)
+    _write_parts(task, journal, counts, _stream(task, seen, start), display.advance)
     if counts.kept == 0:
         shutil.rmtree(task.folder)
         reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.dropped.items())) or "none"
@@ -252,6 +264,12 @@ def _prepare_source(task: _Task, against: dict[str, str], seen: set[bytes], disp
     return PreparedSource(task.folder, _finish(task, journal, counts, against), was_complete=False)
 
 
+def _stream(task: _Task, seen: set[bytes], start: Any) -> Iterator[list[Fate]]:
+    if task.config.import_format:
+        return imported(task.inputs, task.config.import_column, task.rules, task.tokenizer, seen, start)
+    return batches(fates(task.inputs, task.rules, seen, start))
+
+
 def _write_parts(
     task: _Task, journal: Journal, counts: Counts, stream: Any, advance: Callable[[Counts, Fate], None]
 ) -> None:
@@ -259,14 +277,14 @@ def _write_parts(
     part = Part(task.tokenizer.dtype)
     fate = None
     for batch in stream:
-        texts = [fate.document.text for fate in batch if fate.document and not fate.held_out]
+        texts = [f.document.text for f in batch if f.document and not f.held_out and f.tokens is None]
         token_ids = iter(task.tokenizer.encode_batch(texts))
         for fate in batch:
             counts.add(fate)
             if fate.held_out:
                 part.hold_out(fate.document)
             elif fate.document:
-                part.add(fate.document, next(token_ids))
+                part.add(fate.document, next(token_ids) if fate.tokens is None else fate.tokens)
                 counts.tokens += len(part.tokens[-1])
             if part.num_tokens >= task.shard_tokens or part.held_out_bytes >= HELD_OUT_PART_BYTES:
                 _close_part(task, journal, part, counts, fate)

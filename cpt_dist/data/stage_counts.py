@@ -106,6 +106,18 @@ class StageCounts:
             at += size
         return result
 
+    def place(self, source: int, index: int) -> int:
+        """The n of a source's sample number `index` of the stage: `split` the other way round.
+
+        Raises IndexError where the source has no such sample.
+        """
+        holding = bisect_right(self.segments, index, key=lambda segment: int(segment.before[source])) - 1
+        segment = self.segments[max(0, holding)]
+        n = segment.start + segment.quotas.place(source, index - int(segment.before[source]))
+        if n >= self._end(segment):
+            raise IndexError(f"source {source} has no sample {index} in the stage")
+        return n
+
     def _segment(self, n: int) -> _Segment:
         return self.segments[self._segments_before(n)]
 

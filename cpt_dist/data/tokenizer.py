@@ -75,6 +75,19 @@ class DocumentTokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [[*start, *encoding.ids, self.separator_id] for encoding in encodings]
 
+    def decode_batch(self, documents: Sequence[np.ndarray]) -> list[str]:
+        """The text of each document's tokens, without a BOS at its start and separators at its end.
+
+        Where the tokens don't spell valid UTF-8, U+FFFD stands for what is broken.
+        """
+        return self._tokenizer.decode_batch([self._body(document) for document in documents], skip_special_tokens=False)
+
+    def _body(self, tokens: np.ndarray) -> list[int]:
+        body = tokens.tolist()
+        while body and body[-1] == self.separator_id:
+            body.pop()
+        return body[1:] if body and self.bos_id is not None and body[0] == self.bos_id else body
+
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"

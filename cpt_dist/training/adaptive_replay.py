@@ -14,12 +14,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from cpt_dist.data.ledger_entry import LedgerEntry, write_ledger
+from cpt_dist.data.run_order import sample_order
 from cpt_dist.errors import UserError
 from cpt_dist.evaluation import statistics
 from cpt_dist.evaluation.bits_per_byte import DocumentScores
 from cpt_dist.files import write_json
 from cpt_dist.retention.replay_controller import Decision, Rise, decide
-from cpt_dist.training.preflight import sample_order
 from cpt_dist.training.run import Run
 
 BASELINE = "replay_baseline.json"

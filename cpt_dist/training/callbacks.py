@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from cpt_dist.checkpoint.store import Probe
+from cpt_dist.training.accounting import checked_accounts
 from cpt_dist.training.adaptive_replay import AdaptiveReplay
 from cpt_dist.training.callback import Callback
 from cpt_dist.training.held_out import HeldOut
@@ -71,6 +72,7 @@ class Checkpoints(Callback):
     def save(self, run: Run) -> None:
         """Write the checkpoint of the present step."""
         begin = time.perf_counter()
+        accounts = checked_accounts(run)
         trainer = {
             "step": run.step,
             "position": run.position,
@@ -89,6 +91,7 @@ class Checkpoints(Callback):
                 "time": time.time(),
                 "seconds": seconds,
                 "path": str(path),
+                "accounts": accounts,
             }
             run.directory.append_metrics(record)
 

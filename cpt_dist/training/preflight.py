@@ -6,17 +6,14 @@ It imports nothing heavy, so a mistake is reported at once. It computes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from cpt_dist.config import CptConfig
-from cpt_dist.data.caps import caps_from_config
-from cpt_dist.data.ledger_entry import LedgerEntry, read_ledger
-from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.run_order import sample_order
 from cpt_dist.data.shards import Source, tokenizer_fingerprint
 from cpt_dist.errors import UserError
 from cpt_dist.model.folder import check_model_folder, check_seq_len
-from cpt_dist.run_directory import RunDirectory
 
 
 def open_sources(config: CptConfig) -> list[Source]:
@@ -34,14 +31,6 @@ def open_sources(config: CptConfig) -> list[Source]:
     if problems:
         raise UserError(problems)
     return sources
-
-
-def sample_order(config: CptConfig, sources: list[Source], ledger: Sequence[LedgerEntry] | None = None) -> SampleOrder:
-    """The order of the run's samples, under the decisions in `ledger` (default: the run's ledger.jsonl)."""
-    if ledger is None:
-        ledger = read_ledger(RunDirectory(config.run_dir).ledger)
-    caps = caps_from_config(config.data.sources)
-    return SampleOrder.from_sources(config.stages, sources, config.seed, ledger, caps)
 
 
 def check_files(config: CptConfig) -> None:

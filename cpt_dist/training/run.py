@@ -39,6 +39,7 @@ class StepResult:
     """Sum of nll in nats, per source."""
     target_tokens_by_source: list[int]
     input_tokens_by_source: list[int]
+    samples_by_source: list[int]
     seconds: float
     data_wait_seconds: float
     """Time that this rank waited for batches; the longest of all ranks."""
@@ -77,13 +78,16 @@ class Totals:
     """Counters since the start of the run; part of a checkpoint."""
 
     input_tokens_by_source: list[int]
+    samples_by_source: list[int]
+    """Rows in the batches of all ranks; `accounting.py` compares them with the order's counts."""
     target_tokens: int = 0
     seconds: float = 0.0
 
     def add(self, result: StepResult) -> None:
         """Count a step."""
-        pairs = zip(self.input_tokens_by_source, result.input_tokens_by_source, strict=True)
-        self.input_tokens_by_source = [total + new for total, new in pairs]
+        for name in ("input_tokens_by_source", "samples_by_source"):
+            pairs = zip(getattr(self, name), getattr(result, name), strict=True)
+            setattr(self, name, [total + new for total, new in pairs])
         self.target_tokens += result.target_tokens
         self.seconds += result.seconds
 

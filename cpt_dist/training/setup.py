@@ -17,6 +17,7 @@ import cpt_dist
 from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.config import CptConfig
 from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.run_order import sample_order
 from cpt_dist.engine.build import build_engine
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.precision import resolve_precision
@@ -24,7 +25,7 @@ from cpt_dist.model.load import load_model
 from cpt_dist.model.model_files import copy_model_files
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.training.callbacks import default_callbacks
-from cpt_dist.training.preflight import open_sources, sample_order
+from cpt_dist.training.preflight import open_sources
 from cpt_dist.training.run import Run, Totals
 
 
@@ -49,7 +50,7 @@ def set_up(config: CptConfig, world: World) -> Run:
         order=order,
         engine=engine,
         store=store,
-        totals=Totals([0] * len(sources)),
+        totals=Totals([0] * len(sources), [0] * len(sources)),
     )
     if world.is_first:
         directory.create(config)
@@ -76,7 +77,8 @@ def resume(run: Run, step: int) -> None:
     run.store.load(step, tensors)
     run.engine.state_loaded(tensors, trainer["optimizer_steps"])
     run.position = trainer["position"]
-    run.totals = Totals(**trainer["totals"])
+    # A checkpoint of a version that didn't count samples was made by the same order, so they are what it says.
+    run.totals = Totals(**{"samples_by_source": run.order.counts(run.position).tolist(), **trainer["totals"]})
 
 
 def _announce(run: Run, precision_reason: str, resumed_step: int | None) -> None:

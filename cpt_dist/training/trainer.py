@@ -63,7 +63,7 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
     engine, world = run.engine, run.world
     num_sources = len(run.sources)
     batch_samples = run.order.stages[index].batch_samples
-    sums = torch.zeros(3, num_sources, dtype=torch.float64)
+    sums = torch.zeros(4, num_sources, dtype=torch.float64)
     for number, batch in enumerate(batches.micro_batches, start=1):
         last = number == len(batches.micro_batches)
         nll = engine.forward_backward(batch, batches.num_target_tokens, last).cpu()
@@ -72,11 +72,12 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
         is_target = batch.labels >= 0
         for row, values in enumerate((nll, is_target, torch.ones_like(is_target))):
             sums[row] += run.sums_by_source(values, batch.source_ids)
+        sums[3] += torch.bincount(batch.row_sources.cpu(), minlength=num_sources)
     waits = torch.zeros(world.size, dtype=torch.float64)
     waits[world.rank] = batches.wait_seconds
     stop_vote = torch.tensor([float(run.stop_requested)], dtype=torch.float64)
     shared = world.sum(torch.cat([sums.flatten(), waits, stop_vote])).cpu()
-    sums = shared[: 3 * num_sources].view(3, num_sources)
+    sums = shared[: 4 * num_sources].view(4, num_sources)
     if not torch.isfinite(sums[0]).all():
         raise FloatingPointError(
             f"step {run.step + 1}: the loss is not finite; samples {run.position} to "
@@ -93,7 +94,8 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
         nll_by_source=sums[0].tolist(),
         target_tokens_by_source=[int(count) for count in sums[1]],
         input_tokens_by_source=[int(count) for count in sums[2]],
+        samples_by_source=[int(count) for count in sums[3]],
         seconds=time.perf_counter() - begin + batches.wait_seconds,
-        data_wait_seconds=float(shared[3 * num_sources : -1].max()),
+        data_wait_seconds=float(shared[4 * num_sources : -1].max()),
         stop_requested=bool(shared[-1] > 0),
     )

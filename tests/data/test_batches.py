@@ -66,6 +66,7 @@ def test_a_batch_holds_rows_of_several_sources_end_to_end_with_their_ids():
     assert batch.cu_seqlens.tolist() == [0, 7, 12, 15, 19]
     assert batch.doc_ids[:, 0].tolist() == [51, 0, 1, 50]
     assert batch.sample_ids.tolist() == [30, 10, 20]
+    assert batch.row_sources.tolist() == [1, 0, 1]
     assert batch.input_ids[7:15].tolist() == [0, 1, 2, 3, 4, 100, 101, 102]
     assert batch.labels[7:15].tolist() == [1, 2, 3, 4, -100, 101, 102, 103]
     assert batch.num_target_tokens == 6 + 4 + 3 + 3

@@ -14,6 +14,15 @@ def test_every_index_has_one_image_and_every_image_one_index(size, key):
     assert sorted(Permutation(size, key)(np.arange(size)).tolist()) == list(range(size))
 
 
+@given(size=st.one_of(st.integers(1, 100), st.integers(1, 2**62)), key=st.integers(0, 2**128 - 1), data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_the_inverse_gives_back_every_index(size, key, data):
+    index = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20))
+    permutation = Permutation(size, key)
+    assert permutation.inverse(permutation(index)).tolist() == index
+    assert permutation(permutation.inverse(index)).tolist() == index
+
+
 @pytest.mark.parametrize("size", [*range(1, 40), 255, 256, 257, 65535, 65536, 65537])
 def test_sizes_around_powers_of_two_are_permuted_whole(size):
     assert np.array_equal(np.sort(Permutation(size, 7)(np.arange(size))), np.arange(size))

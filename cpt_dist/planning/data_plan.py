@@ -1,0 +1,224 @@
+"""The dry run of the data: what a run will read, computed from the sources' manifests by the run's own sample order.
+
+No model and no token is read, so it runs anywhere in seconds, before any GPU hour is spent. Nothing is estimated: the
+numbers are those of the order that training follows. It prints nothing (`data_report.py` does that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpt_dist.config import CptConfig, ScheduleConfig, parse_quantity
+from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.packing import ConcatAndChunk
+from cpt_dist.data.run_order import sample_order
+from cpt_dist.data.shards import Source, read_manifest, tokenizer_fingerprint
+from cpt_dist.errors import UserError
+
+MANY_EPOCHS = 4
+"""Repeats up to here are worth nearly as much as new text (Muennighoff et al., arXiv 2305.16264)."""
+NUM_POINTS = 10
+"""Rows of a stage's timeline."""
+NUM_RATES = 200
+"""Steps of a stage whose learning rate is in the plan."""
+_SHORT_ROWS = 0.5
+
+LearningRate = Callable[[ScheduleConfig, float], float]
+
+
+def plan_data(config: CptConfig, learning_rate: LearningRate) -> dict[str, Any]:
+    """The plan as JSON values; `learning_rate` is the function of schedule and progress that training applies.
+
+    Raises UserError with every source that is not complete or was made with another tokenizer than `data.tokenizer`
+    (which is compared where that folder is on this machine), and what the sample order refuses.
+    """
+    sources = _open_manifests(config)
+    order = sample_order(config, sources)
+    by_name = {source.name: source for source in sources}
+    stages = [_stage(config, order, by_name, index, learning_rate) for index in range(len(order.stages))]
+    return {
+        "kind": "data",
+        "seed": config.seed,
+        "order": order.fingerprint,
+        "total": {
+            "steps": sum(stage["steps"] for stage in stages),
+            "samples": order.num_samples,
+            "tokens": sum(s["tokens"] for stage in stages for s in stage["sources"].values()),
+        },
+        "sources": {name: _source(source, order, stages) for name, source in by_name.items()},
+        "stages": stages,
+        "warnings": _warnings(config, by_name, stages),
+    }
+
+
+def _open_manifests(config: CptConfig) -> list[Source]:
+    """The sources that stages read, in the order of `data.sources`, without touching their shards."""
+    used = {name for stage in config.stages for name in stage.mixture}
+    tokenizer = Path(config.data.tokenizer)
+    expected = tokenizer_fingerprint(tokenizer) if (tokenizer / "tokenizer.json").is_file() else None
+    sources, problems = [], []
+    for name in config.data.sources:
+        if name not in used:
+            continue
+        folder = Path(config.data.shards) / name
+        try:
+            source = Source(folder, read_manifest(folder))
+        except UserError as error:
+            problems += error.problems
+            continue
+        made_with = source.manifest["tokenizer"]["fingerprint"]
+        if expected not in (None, made_with):
+            problems.append(
+                f"source '{name}': its shards were made with tokenizer {made_with}, not {expected} of '{tokenizer}'; "
+                "use that tokenizer, or another data.shards and run launch/prepare.py"
+            )
+        sources.append(source)
+    if problems:
+        raise UserError(problems)
+    return sources
+
+
+def _source(source: Source, order: SampleOrder, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    tokens_read = sum(stage["sources"][source.name]["tokens"] for stage in stages if source.name in stage["sources"])
+    return {
+        "role": source.role,
+        "licence": source.manifest["licence"],
+        "shards": len(source.shard_tokens),
+        "documents": source.num_documents,
+        "tokens": source.num_tokens,
+        "held_out_documents": source.manifest["counts"]["held_out"],
+        "tokens_read": tokens_read,
+        "epochs": tokens_read / max(1, source.num_tokens),
+        "epochs_by_seq_len": {
+            str(length): done for length, done in order.epochs(order.num_samples)[source.name].items()
+        },
+    }
+
+
+def _stage(
+    config: CptConfig, order: SampleOrder, sources: dict[str, Source], index: int, learning_rate: LearningRate
+) -> dict[str, Any]:
+    plan, stage = order.stages[index], config.stages[index]
+    start, end = order.stage_starts[index], order.stage_starts[index + 1]
+    schedule = stage.schedule or config.schedule
+    samples = order.counts(end) - order.counts(start)
+    tokens, asked = (
+        {name: after - before for (name, after), before in zip(f(end).items(), f(start).values(), strict=True)}
+        for f in (order.counted_tokens, order.planned_tokens)
+    )
+    all_tokens, all_asked = (max(1.0, sum(values.values())) for values in (tokens, asked))
+    before = sum(earlier.num_steps for earlier in order.stages[:index])
+    read = {}
+    for number, name in enumerate(order.source_names):
+        if name not in plan.mixture:
+            continue
+        so_far = order.epochs(end)[name][plan.seq_len]
+        packing = packing_summary(sources[name], plan.seq_len)
+        read[name] = {
+            **packing,
+            "samples": int(samples[number]),
+            "tokens": round(tokens[name]),
+            "share": tokens[name] / all_tokens,
+            "share_asked": asked[name] / all_asked,
+            "epochs": int(samples[number]) / max(1, packing["rows"]),
+            "epochs_so_far": so_far,
+            "unseen_share": max(0.0, 1.0 - so_far),
+        }
+    return {
+        "name": plan.name,
+        "seq_len": plan.seq_len,
+        "batch_samples": plan.batch_samples,
+        "steps": plan.num_steps,
+        "samples": plan.num_samples,
+        "tokens_asked": parse_quantity(stage.tokens, "tokens"),
+        "quota_error_samples": order.error_bound(index),
+        "schedule": schedule.name,
+        "warmup_steps": schedule.warmup * plan.num_steps,
+        "sources": read,
+        "timeline": _timeline(order, index, lambda progress: learning_rate(schedule, progress)),
+        "learning_rates": [
+            [before + step, learning_rate(schedule, step / plan.num_steps)]
+            for step in sorted({1 + (plan.num_steps - 1) * at // (NUM_RATES - 1) for at in range(NUM_RATES)})
+        ],
+    }
+
+
+def packing_summary(source: Source, seq_len: int) -> dict[str, Any]:
+    """Rows of a source at `seq_len`, and what packing costs: padding, tokens left out, documents cut at most.
+
+    Concatenation pads and leaves out nothing; a document is cut where a row ends within it, so there are at most as
+    many cuts as borders between two rows of a shard.
+    """
+    plan = ConcatAndChunk(source.shard_tokens, seq_len)
+    return {
+        "rows": plan.num_rows,
+        "mean_row_tokens": plan.num_tokens / max(1, plan.num_rows),
+        "padding_tokens": 0,
+        "truncated_tokens": source.num_tokens - plan.num_tokens,
+        "cuts_at_most": plan.num_rows - int(np.count_nonzero(source.shard_tokens)),
+    }
+
+
+def _timeline(order: SampleOrder, index: int, rate: Callable[[float], float]) -> list[dict[str, Any]]:
+    """The stage in at most NUM_POINTS spans of whole steps: shares of tokens planned in each, and its last rate."""
+    plan, start = order.stages[index], order.stage_starts[index]
+    before_stage = sum(stage.num_steps for stage in order.stages[:index])
+    num_points = min(NUM_POINTS, plan.num_steps)
+    steps = [plan.num_steps * point // num_points for point in range(num_points + 1)]
+    planned = [order.planned_tokens(start + step * plan.batch_samples) for step in steps]
+    points = []
+    for point in range(num_points):
+        span = {name: planned[point + 1][name] - planned[point][name] for name in sorted(plan.mixture)}
+        total = sum(span.values())
+        points.append(
+            {
+                "progress": [steps[point] / plan.num_steps, steps[point + 1] / plan.num_steps],
+                "steps": [before_stage + steps[point] + 1, before_stage + steps[point + 1]],
+                "learning_rate": rate(steps[point + 1] / plan.num_steps),
+                "shares": {name: value / total for name, value in span.items()},
+            }
+        )
+    return points
+
+
+def _warnings(config: CptConfig, sources: dict[str, Source], stages: list[dict[str, Any]]) -> list[str]:
+    found = []
+    for name in config.data.sources:
+        if name not in sources:
+            found.append(f"source '{name}' is never read: no stage's mixture names it")
+            continue
+        readings = [(stage, stage["sources"][name]) for stage in stages if name in stage["sources"]]
+        if not any(reading["samples"] for _, reading in readings):
+            found.append(f"source '{name}' is never read: its shares give it no sample")
+        for length in sorted({stage["seq_len"] for stage, _ in readings}):
+            epochs = max(reading["epochs_so_far"] for stage, reading in readings if stage["seq_len"] == length)
+            if epochs > MANY_EPOCHS:
+                found.append(
+                    f"source '{name}' is read {epochs:.1f} times at seq_len {length}: beyond about {MANY_EPOCHS} "
+                    "epochs a repeated token is worth clearly less than a new one (arXiv 2305.16264); lower its share "
+                    "or the stage's tokens, or add text"
+                )
+            short = next(reading for stage, reading in readings if stage["seq_len"] == length)
+            if short["rows"] and short["mean_row_tokens"] < _SHORT_ROWS * length:
+                found.append(
+                    f"source '{name}' has rows of {short['mean_row_tokens']:.0f} tokens on average at seq_len "
+                    f"{length}, as its shards are small; prepare it with a larger data.shard_tokens"
+                )
+        if sources[name].manifest["counts"]["held_out"] == 0:
+            found.append(f"source '{name}' has no held-out documents: what is gained or forgotten on it stays unknown")
+    for stage in stages:
+        if 0 < stage["warmup_steps"] < 1:
+            found.append(
+                f"stage '{stage['name']}' has {stage['steps']} steps, so its warm-up is {stage['warmup_steps']:.2g} of "
+                "a step: the first step takes the full learning rate; raise schedule.warmup or the stage's tokens"
+            )
+        elif stage["warmup_steps"] >= stage["steps"]:
+            found.append(
+                f"stage '{stage['name']}' is over before its warm-up is: the peak learning rate is reached in its last "
+                "step only; lower schedule.warmup"
+            )
+    return found

@@ -1,0 +1,24 @@
+"""What a run will read, before it costs anything: python launch/plan.py experiment=demo what=data"""
+
+from cpt_dist.cli import run
+from cpt_dist.config import CptConfig
+
+
+def main(config: CptConfig) -> None:
+    """Print the plan and write plan.json and mixture.png."""
+    from cpt_dist.planning.data_plan import plan_data
+    from cpt_dist.training.schedules import learning_rate
+
+    plan = plan_data(config, learning_rate)
+    from rich.console import Console
+
+    from cpt_dist.planning.data_report import print_data_plan, write_data_plan
+
+    console = Console()
+    print_data_plan(plan, console)
+    paths = write_data_plan(plan, config.plan.out)
+    console.print(f"plan: {', '.join(str(path) for path in paths)}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run(main, needs=("run_dir", "data.shards", "stages"), short={"what": "plan.what", "out": "plan.out"})
