@@ -22,8 +22,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cpt_dist.config import CptConfig, validate
+from cpt_dist.config import CptConfig
 from cpt_dist.errors import UserError, nearest
+from cpt_dist.validation import validate
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 EXIT_USER_ERROR = 2

@@ -1,8 +1,8 @@
-"""The typed schema of every configuration group, and the checks that need nothing but the values.
+"""The typed schema of every configuration group.
 
 Hydra composes the files under `configs/` into these dataclasses, so a misspelt key or a value of the wrong type
-fails before anything heavy is imported. Checks that need a file (a shard manifest, a model folder) are made by the
-program that reads it. Each field carries its explanation as the literal below it.
+fails before anything heavy is imported. What the values must satisfy is in `validation.py`. Each field carries its
+explanation as the literal below it.
 """
 
 from __future__ import annotations
@@ -15,24 +15,15 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from cpt_dist.curriculum_config import CurriculumConfig, curriculum_problems
-from cpt_dist.errors import UserError, nearest
-from cpt_dist.replay_config import ReplayConfig, replay_problems
+from cpt_dist.curriculum_config import CurriculumConfig
+from cpt_dist.errors import UserError
+from cpt_dist.replay_config import ReplayConfig
 
-ENGINES = ("zero", "fsdp")
-PRECISIONS = ("auto", "fp32", "bf16")
-SCHEDULES = ("cosine", "wsd", "constant")
-DECAY_SHAPES = ("linear", "1-sqrt")
-ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn")
 INVALID_UTF8 = ("drop", "replace")
-ROLES = ("domain", "replay")
 ZERO_0_IN_BF16 = (
     "engine.zero_stage: 0 keeps no fp32 master weights when it computes in bf16; "
     "use engine=zero1 (the same, with less memory), or engine.precision=fp32"
 )
-CAP_POLICIES = ("error", "spill", "renormalise")
-PLANS = ("data",)
-IMPORT_FORMATS = ("megatron", "datatrove", "mds")
 
 
 @dataclass
@@ -324,147 +315,3 @@ def _interpolate(table: list[tuple[float, float]], at: float, after: int) -> flo
         if at <= b:
             return max(0.0, x + (y - x) * (at - a) / (b - a))  # rounding may lead below a share of 0
     return table[-1][1]
-
-
-def _one_of(problems: list[str], key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        problems.append(f"{key}: '{value}' is unknown; {nearest(value, allowed)} (one of {', '.join(allowed)})")
-
-
-def _check_schedule(problems: list[str], key: str, schedule: ScheduleConfig) -> None:
-    _one_of(problems, f"{key}.name", schedule.name, SCHEDULES)
-    _one_of(problems, f"{key}.decay_shape", schedule.decay_shape, DECAY_SHAPES)
-    if not schedule.peak_lr > 0:
-        problems.append(f"{key}.peak_lr: {schedule.peak_lr} must be positive")
-    for name in ("min_lr_ratio", "warmup", "decay"):
-        value = getattr(schedule, name)
-        if not 0 <= value <= 1:
-            problems.append(f"{key}.{name}: {value} must lie within 0 to 1")
-    if schedule.name == "wsd" and schedule.warmup + schedule.decay > 1:
-        problems.append(f"{key}: warmup {schedule.warmup} + decay {schedule.decay} exceed 1; lower one of them")
-
-
-def _check_stage(problems: list[str], index: int, stage: StageConfig, sources: dict[str, SourceConfig]) -> None:
-    key = f"stages.{index} ('{stage.name}')"
-    if stage.seq_len < 2:
-        problems.append(f"{key}.seq_len: {stage.seq_len} must be at least 2")
-    try:
-        parse_quantity(stage.tokens, f"{key}.tokens")
-    except UserError as error:
-        problems.extend(error.problems)
-    try:
-        batch = parse_quantity(stage.batch_tokens, f"{key}.batch_tokens")
-        if stage.seq_len > 0 and batch % stage.seq_len:
-            low = max(1, batch // stage.seq_len) * stage.seq_len
-            problems.append(
-                f"{key}.batch_tokens: {batch} is no multiple of seq_len {stage.seq_len}; "
-                f"nearest: {low} or {low + stage.seq_len}"
-            )
-    except UserError as error:
-        problems.extend(error.problems)
-    try:
-        mixture_knots(stage.mixture)
-    except UserError as error:
-        problems.extend(f"{key}: {problem}" for problem in error.problems)
-    if stage.curriculum is not None:
-        problems.extend(f"{key}.curriculum.{one}" for one in curriculum_problems(stage.curriculum, stage.mixture))
-    for name in stage.mixture:
-        if name not in sources:
-            problems.append(f"{key}.mixture: source '{name}' is not in data.sources; {nearest(name, sources)}")
-    if stage.schedule is not None:
-        _check_schedule(problems, f"{key}.schedule", stage.schedule)
-
-
-def _check_cap(problems: list[str], name: str, source: SourceConfig, config: CptConfig) -> None:
-    key = f"data.sources.{name}"
-    _one_of(problems, f"{key}.on_cap", source.on_cap, CAP_POLICIES)
-    if source.max_epochs is not None and not 0 < source.max_epochs < math.inf:
-        problems.append(f"{key}.max_epochs: {source.max_epochs} must be positive; null means no cap")
-    if source.on_cap != "spill":
-        if source.spill_to is not None:
-            problems.append(f"{key}.spill_to: it is read with on_cap=spill only; set that, or take it out")
-        return
-    sources = {other for other in config.data.sources if other != name}
-    if source.spill_to not in sources:
-        problems.append(
-            f"{key}.spill_to: {source.spill_to!r} is no other source; {nearest(str(source.spill_to), sources)}"
-        )
-        return
-    problems.extend(
-        f"{key}.spill_to: stage '{stage.name}' reads '{name}' but not '{source.spill_to}'; "
-        f"add {source.spill_to}: 0 to its mixture"
-        for stage in config.stages
-        if name in stage.mixture and source.spill_to not in stage.mixture
-    )
-
-
-def _check_counts(problems: list[str], config: CptConfig) -> None:
-    least = {
-        "engine.micro_batch": (config.engine.micro_batch, 1),
-        "engine.threads": (config.engine.threads, 0),
-        "model.loss_chunk_tokens": (config.model.loss_chunk_tokens, 1),
-        "data.num_workers": (config.data.num_workers, 0),
-        "data.min_bytes": (config.data.min_bytes, 1),
-        "checkpoint.every_steps": (config.checkpoint.every_steps, 0),
-        "checkpoint.keep_last": (config.checkpoint.keep_last, 0),
-        "checkpoint.probe_tokens": (config.checkpoint.probe_tokens, 2),
-        "evaluation.every_steps": (config.evaluation.every_steps, 0),
-        "evaluation.seq_len": (config.evaluation.seq_len, 2),
-        "evaluation.bootstrap": (config.evaluation.bootstrap, 100),
-        "logging.every_steps": (config.logging.every_steps, 1),
-        "seed": (config.seed, 0),
-    }
-    problems.extend(f"{key}: {value} must be at least {low}" for key, (value, low) in least.items() if value < low)
-    if config.optimizer.max_grad_norm < 0:
-        problems.append(f"optimizer.max_grad_norm: {config.optimizer.max_grad_norm} is negative; 0 turns clipping off")
-    for key in ("beta1", "beta2"):
-        if not 0 <= getattr(config.optimizer, key) < 1:
-            problems.append(f"optimizer.{key}: {getattr(config.optimizer, key)} must lie within 0 to 1 (exclusive)")
-    if not 0 <= config.data.held_out_fraction < 1:
-        problems.append(f"data.held_out_fraction: {config.data.held_out_fraction} must lie within 0 to 1 (exclusive)")
-    if not 0 < config.evaluation.confidence < 1:
-        problems.append(f"evaluation.confidence: {config.evaluation.confidence} must lie between 0 and 1")
-
-
-def validate(config: CptConfig) -> None:
-    """Check every value that can be checked without reading a file; raise UserError with all problems at once."""
-    problems: list[str] = []
-    _one_of(problems, "engine.name", config.engine.name, ENGINES)
-    _one_of(problems, "engine.precision", config.engine.precision, PRECISIONS)
-    if config.engine.zero_stage not in (0, 1, 2, 3):
-        problems.append(f"engine.zero_stage: {config.engine.zero_stage} is unknown; it is 0, 1, 2 or 3")
-    elif config.engine.name == "zero" and config.engine.zero_stage == 0 and config.engine.precision == "bf16":
-        problems.append(ZERO_0_IN_BF16)
-    _one_of(problems, "model.attention", config.model.attention, ATTENTIONS)
-    _one_of(problems, "data.invalid_utf8", config.data.invalid_utf8, INVALID_UTF8)
-    _one_of(problems, "data.verify", config.data.verify, ("read", "open"))
-    _one_of(problems, "checkpoint.on_damage", config.checkpoint.on_damage, ("refuse", "previous"))
-    _one_of(problems, "consolidate.dtype", config.consolidate.dtype, ("fp32", "bf16"))
-    _one_of(problems, "plan.what", config.plan.what, PLANS)
-    for name, source in config.data.sources.items():
-        _one_of(problems, f"data.sources.{name}.role", source.role, ROLES)
-        _check_cap(problems, name, source, config)
-        if source.import_format is not None:
-            _one_of(problems, f"data.sources.{name}.import_format", source.import_format, IMPORT_FORMATS)
-    _check_schedule(problems, "schedule", config.schedule)
-    for index, stage in enumerate(config.stages):
-        _check_stage(problems, index, stage, config.data.sources)
-    names = [stage.name for stage in config.stages]
-    problems.extend(
-        f"stages: the name '{n}' is used twice; rename one" for n in {n for n in names if names.count(n) > 1}
-    )
-    _check_counts(problems, config)
-    evaluations = config.evaluation.during_training and config.evaluation.every_steps > 0
-    problems.extend(replay_problems(config.replay, evaluations))
-    for what, value in {
-        "data.shard_tokens": config.data.shard_tokens,
-        "evaluation.max_tokens": config.evaluation.max_tokens,
-        "consolidate.max_shard_size": config.consolidate.max_shard_size,
-        "evaluate.batch_tokens": config.evaluate.batch_tokens,
-    }.items():
-        try:
-            parse_quantity(value, what)
-        except UserError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise UserError(problems)

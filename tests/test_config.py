@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from cpt_dist import config as schema
-from cpt_dist.config import CptConfig, SourceConfig, StageConfig, mixture_knots, parse_quantity, validate
+from cpt_dist.config import CptConfig, SourceConfig, StageConfig, mixture_knots, parse_quantity
 from cpt_dist.errors import UserError
+from cpt_dist.validation import validate
 
 CONFIGS = Path(schema.__file__).resolve().parents[1] / "configs"
 CHOICES = [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml"))]

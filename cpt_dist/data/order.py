@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from cpt_dist.config import StageConfig, mixture_knots, parse_quantity
-from cpt_dist.curriculum_config import CURRICULA, CurriculumConfig
+from cpt_dist.config import StageConfig, mixture_knots
 from cpt_dist.data.caps import MANY_EPOCHS, BoundCap, Cap, last_allowed, many_epochs_warning, refusal, without_capped
-from cpt_dist.data.curricula import scheduled_mixture
 from cpt_dist.data.ledger_entry import LedgerEntry, ledger_differences
 from cpt_dist.data.packing import ConcatAndChunk
 from cpt_dist.data.permutation import Permutation, derive_key
-from cpt_dist.data.stage_counts import Knots, StageCounts
+from cpt_dist.data.stage_counts import StageCounts
+from cpt_dist.data.stage_plan import ShardedSource, SourceRows, StagePlan, stage_differences
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.files import fingerprint
 
@@ -31,73 +30,6 @@ ORDER_VERSION = 1
 """Raised by any change after which some n reads another row."""
 
 _KEPT_PERMUTATIONS = 256
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """What of a stage the sample order depends on; counts are of samples (rows)."""
-
-    name: str
-    num_samples: int
-    seq_len: int
-    batch_samples: int
-    mixture: dict[str, Any]
-    curriculum: dict[str, Any] | None = None
-    """Name and parameters of the curriculum that moves the shares; None: the mixture as it stands."""
-
-    @classmethod
-    def from_config(cls, stage: StageConfig) -> StagePlan:
-        """The plan of a validated stage: its tokens rounded up to whole optimizer steps."""
-        batch_tokens = parse_quantity(stage.batch_tokens, f"stage '{stage.name}' batch_tokens")
-        num_steps = -(-parse_quantity(stage.tokens, f"stage '{stage.name}' tokens") // batch_tokens)
-        batch_samples = batch_tokens // stage.seq_len
-        curriculum = None
-        if stage.curriculum is not None:
-            read = ("name", *CURRICULA[stage.curriculum.name])
-            curriculum = {name: getattr(stage.curriculum, name) for name in read}
-        plan = (stage.name, num_steps * batch_samples, stage.seq_len, batch_samples, dict(stage.mixture))
-        return cls(*plan, curriculum=curriculum)
-
-    def knots(self) -> Knots:
-        """Progress values and normalised shares there, [knot][source], sources by name."""
-        mixture = {name: self.mixture[name] for name in sorted(self.mixture)}
-        curriculum = CurriculumConfig(**self.curriculum) if self.curriculum is not None else None
-        return mixture_knots(scheduled_mixture(mixture, curriculum))
-
-    def identity(self) -> dict[str, Any]:
-        """What a saved state keeps of the stage: the fields that are not None."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps of the stage."""
-        return self.num_samples // self.batch_samples
-
-    def check_world_size(self, world_size: int) -> None:
-        """Raise UserError where a batch has fewer rows than there are ranks to share it."""
-        if world_size > self.batch_samples:
-            raise UserError(
-                f"stage '{self.name}': a batch of {self.batch_samples * self.seq_len} tokens is {self.batch_samples} "
-                f"rows of {self.seq_len}, too few for {world_size} ranks; start at most {self.batch_samples} ranks, or "
-                f"set batch_tokens to {world_size * self.seq_len} or more"
-            )
-
-
-@dataclass(frozen=True)
-class SourceRows:
-    """A source as the order sees it: `rows` is seq_len -> (number of rows, tokens in them)."""
-
-    name: str
-    fingerprint: str
-    rows: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-
-
-class ShardedSource(Protocol):
-    """The part of `cpt_dist.data.shards.Source` that a plan of rows is made from."""
-
-    name: str
-    fingerprint: str
-    shard_tokens: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -463,7 +395,8 @@ class SampleOrder:
                     "restore the old ones, or start a new run_dir"
                 )
         for number, saved in enumerate(state["stages"]):
-            problems += self._stage_differences(number, saved)
+            now = self.stages[number].identity() if number < len(self.stages) else None
+            problems += stage_differences(saved, now)
         n = int(state["n"])
         problems += ledger_differences(state.get("ledger", []), [entry.effect for entry in self.ledger], n)
         was_capped, is_capped = (
@@ -478,33 +411,6 @@ class SampleOrder:
         if problems:
             raise UserError(problems)
         return n
-
-    def _stage_differences(self, number: int, saved: dict[str, Any]) -> list[str]:
-        if number >= len(self.stages):
-            return [f"stage '{saved['name']}' is missing; only stages after the last may be added, none taken away"]
-        now = self.stages[number].identity()
-        name = saved["name"]
-        problems = []
-        for key, what in (("name", "name"), ("num_samples", "length in samples (tokens)"), ("seq_len", "seq_len")):
-            if saved[key] != now[key]:
-                problems.append(f"stage '{name}' {what} was {saved[key]} and is {now[key]}")
-        if saved["batch_samples"] != now["batch_samples"]:
-            was, now_is = (plan["batch_samples"] * plan["seq_len"] for plan in (saved, now))
-            problems.append(f"stage '{name}' batch_tokens was {was} and is {now_is}")
-        for source in sorted({*saved["mixture"], *now["mixture"]}):
-            was, now_is = (_plain(plan["mixture"].get(source)) for plan in (saved, now))
-            if was != now_is:
-                problems.append(f"stage '{name}' share of source '{source}' was {was} and is {now_is}")
-        was, now_is = (plan.get("curriculum") or {"name": None} for plan in (saved, now))
-        for key in ["name"] if was["name"] != now_is["name"] else sorted(was):
-            if _plain(was[key]) != _plain(now_is[key]):
-                problems.append(f"stage '{name}' curriculum.{key} was {was[key]} and is {now_is[key]}")
-        return [f"{problem}; set it back to resume, and put changes into a new last stage" for problem in problems]
-
-
-def _plain(share: Any) -> Any:
-    """A share as JSON gives it back (tuples become lists), so that a saved one compares equal."""
-    return [_plain(point) for point in share] if isinstance(share, (list, tuple)) else share
 
 
 def _cap_in_words(capped: dict[str, Any] | None) -> str:

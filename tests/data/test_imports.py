@@ -11,13 +11,14 @@ import xxhash
 from pyarrow import parquet
 from tokenizers import Tokenizer
 
-from cpt_dist.config import CptConfig, DataConfig, SourceConfig, validate
+from cpt_dist.config import CptConfig, DataConfig, SourceConfig
 from cpt_dist.corpus.inputs import InputFile
 from cpt_dist.corpus.token_files import find_token_files, read_token_documents
 from cpt_dist.data.journal import Journal
 from cpt_dist.data.prepare import prepare
 from cpt_dist.data.shards import Source, read_held_out
 from cpt_dist.errors import UserError
+from cpt_dist.validation import validate
 from tests.helpers.token_files import write_datatrove, write_mds, write_megatron
 from tests.helpers.tokenizer import tiny_tokenizer
 

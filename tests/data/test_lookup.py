@@ -16,8 +16,9 @@ from cpt_dist.data.lookup import (
     step_of_sample,
 )
 from cpt_dist.data.mixture import Quotas
-from cpt_dist.data.order import SampleOrder, SourceRows, StagePlan
+from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.packing import ConcatAndChunk
+from cpt_dist.data.stage_plan import SourceRows, StagePlan
 from tests.helpers.memory_sources import MemorySource, order_of, stage
 
 RAMP = {"a": [[0.0, 0.9], [1.0, 0.2]], "b": [[0.0, 0.1], [0.5, 0.0], [1.0, 0.8]]}

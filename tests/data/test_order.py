@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt_dist.config import StageConfig
-from cpt_dist.data.order import SampleOrder, StagePlan
+from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.stage_plan import StagePlan
 from cpt_dist.errors import UserError
 from tests.helpers.memory_sources import MemorySource, order_of, source_rows, stage
 

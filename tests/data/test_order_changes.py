@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from cpt_dist.data.caps import Cap
 from cpt_dist.data.ledger_entry import LedgerEntry, read_ledger, write_ledger
 from cpt_dist.data.mixture import Quotas
-from cpt_dist.data.order import SampleOrder, SourceRows
+from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.stage_counts import StageCounts
+from cpt_dist.data.stage_plan import SourceRows
 from cpt_dist.errors import UserError
 from tests.helpers.memory_sources import order_of, source_rows, stage
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cpt_dist.data.order import SampleOrder, SourceRows, StagePlan
+from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.stage_plan import SourceRows, StagePlan
 
 
 class MemorySource:
