@@ -17,8 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
+
+from cpt_dist.console import output_console
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "runs" / "demo"
@@ -26,7 +27,7 @@ KILL_AFTER_STEP = 6
 # torchrun sets it to 1 with a warning of five lines; a rank chooses its threads itself.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count())}
 BINARIES = Path(sys.executable).parent
-CONSOLE = Console(width=None if sys.stdout.isatty() else 120)
+CONSOLE = output_console()
 
 
 def shown(words: list[str]) -> str:

@@ -1,6 +1,5 @@
 """Compare base and adapted model on held-out text: python launch/evaluate.py run_dir=runs/demo"""
 
-import sys
 from pathlib import Path
 
 from cpt_dist.cli import run
@@ -12,14 +11,13 @@ def main(config: CptConfig) -> None:
     from cpt_dist.evaluation.inputs import check_inputs
 
     check_inputs(config)  # before the imports below, which take seconds
-    from rich.console import Console
-
+    from cpt_dist.console import output_console
     from cpt_dist.evaluation.evaluate import evaluate
     from cpt_dist.evaluation.report import write_report
     from cpt_dist.evaluation.run_log import RunLog
     from cpt_dist.evaluation.table import print_table
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = output_console()
     with console.status("evaluating") as status:
         evaluation = evaluate(config, status.update)
     record = write_report(evaluation, config.evaluate.out, RunLog.read(Path(config.run_dir) / "metrics.jsonl"))

@@ -10,11 +10,10 @@ def main(config: CptConfig) -> None:
     from cpt_dist.training.schedules import learning_rate
 
     plan = plan_data(config, learning_rate)
-    from rich.console import Console
-
+    from cpt_dist.console import output_console
     from cpt_dist.planning.data_report import print_data_plan, write_data_plan
 
-    console = Console()
+    console = output_console()
     print_data_plan(plan, console)
     paths = write_data_plan(plan, config.plan.out)
     console.print(f"plan: {', '.join(str(path) for path in paths)}", soft_wrap=True)

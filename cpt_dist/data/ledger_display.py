@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from cpt_dist.console import output_console
 
 
 def _table(title: str, columns: dict[str, bool]) -> Table:
@@ -36,7 +37,7 @@ def _ranges(steps: set[int]) -> str:
 
 def show_steps(answer: dict[str, Any], num_shown: int) -> None:
     """Totals by source, then the first documents."""
-    console = Console()
+    console = output_console()
     first, last = answer["steps"]
     by_source = _table(
         f"steps {first} to {last}",
@@ -61,7 +62,7 @@ def show_steps(answer: dict[str, Any], num_shown: int) -> None:
 
 def show_document(answer: dict[str, Any], num_shown: int) -> None:
     """Whether, when and how often a document was read."""
-    console = Console()
+    console = output_console()
     console.print(Text(f"document {answer['document']}"), soft_wrap=True)
     if answer["held_out_by"]:
         console.print(Text(f"held out for evaluation by source '{answer['held_out_by']}': never trained on"))
