@@ -62,7 +62,8 @@ class DataConfig:
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Name of each source and where its raw text lies."""
     shards: str = MISSING
-    """Folder of the token shards: one sub-folder a source, written by launch/prepare.py."""
+    """Folder of the token shards: one sub-folder a source, written by launch/prepare.py. To read from, also a URL:
+    s3://, gs://, https://, file:// (docs/streaming.md)."""
     tokenizer: str = "${model.path}"
     """Folder whose tokenizer.json makes the tokens."""
     separator: str | None = None
@@ -79,6 +80,24 @@ class DataConfig:
     """Loader processes of a rank that assemble batches ahead; the batches are the same for any number."""
     verify: str = "read"
     """Check of shard content against the manifest: read (each block when first read) or open (all at the start)."""
+    shuffle_window_shards: int = 0
+    """Rows are drawn from this many shards of a source at a time, so that a cache of these shards suffices; 0: from
+    all of them."""
+    prefetch_shards: int = 2
+    """Shards behind a URL that each source fetches ahead of their first use; 0 turns it off."""
+    cache: str = "~/.cache/cpt_dist/shards"
+    """Folder of shards fetched from a URL, shared by all processes of a host; a local disk."""
+    cache_bytes: str = "50GB"
+    """Most that the cache holds; what was used longest ago is removed first."""
+    fetch_retries: int = 6
+    """Further attempts at a part of a file that could not be fetched or came damaged."""
+    fetch_backoff_seconds: float = 0.5
+    """Longest wait before the first further attempt; doubled for each one, up to 30."""
+    fetch_timeout_seconds: float = 60.0
+    """An attempt (at most 8 MiB) that takes longer has failed."""
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the fsspec file system, such as {anon: true}. They are saved with the run: keep keys out of them,
+    in the environment."""
 
 
 @dataclass
@@ -340,6 +359,9 @@ def _check_counts(problems: list[str], config: CptConfig) -> None:
         "model.loss_chunk_tokens": (config.model.loss_chunk_tokens, 1),
         "data.num_workers": (config.data.num_workers, 0),
         "data.min_bytes": (config.data.min_bytes, 1),
+        "data.shuffle_window_shards": (config.data.shuffle_window_shards, 0),
+        "data.prefetch_shards": (config.data.prefetch_shards, 0),
+        "data.fetch_retries": (config.data.fetch_retries, 0),
         "checkpoint.every_steps": (config.checkpoint.every_steps, 0),
         "checkpoint.keep_last": (config.checkpoint.keep_last, 0),
         "checkpoint.probe_tokens": (config.checkpoint.probe_tokens, 2),
@@ -350,6 +372,9 @@ def _check_counts(problems: list[str], config: CptConfig) -> None:
         "seed": (config.seed, 0),
     }
     problems.extend(f"{key}: {value} must be at least {low}" for key, (value, low) in least.items() if value < low)
+    for name in ("fetch_backoff_seconds", "fetch_timeout_seconds"):
+        if not getattr(config.data, name) > 0:
+            problems.append(f"data.{name}: {getattr(config.data, name)} must be positive")
     if config.optimizer.max_grad_norm < 0:
         problems.append(f"optimizer.max_grad_norm: {config.optimizer.max_grad_norm} is negative; 0 turns clipping off")
     for key in ("beta1", "beta2"):
@@ -387,6 +412,7 @@ def validate(config: CptConfig) -> None:
     _check_counts(problems, config)
     for what, value in {
         "data.shard_tokens": config.data.shard_tokens,
+        "data.cache_bytes": config.data.cache_bytes,
         "evaluation.max_tokens": config.evaluation.max_tokens,
         "consolidate.max_shard_size": config.consolidate.max_shard_size,
         "evaluate.batch_tokens": config.evaluate.batch_tokens,

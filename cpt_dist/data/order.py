@@ -19,6 +19,7 @@ from cpt_dist.config import StageConfig, mixture_knots, parse_quantity
 from cpt_dist.data.mixture import Quotas
 from cpt_dist.data.packing import ConcatAndChunk
 from cpt_dist.data.permutation import Permutation, derive_key
+from cpt_dist.data.window import WindowedPermutation
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.files import fingerprint
 
@@ -63,11 +64,15 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class SourceRows:
-    """A source as the order sees it: `rows` is seq_len -> (number of rows, tokens in them)."""
+    """A source as the order sees it: `rows` is seq_len -> (number of rows, tokens in them).
+
+    `shard_rows` is seq_len -> int64 [num_shards], the rows in each shard; only a windowed order reads it.
+    """
 
     name: str
     fingerprint: str
     rows: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    shard_rows: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 class ShardedSource(Protocol):
@@ -92,15 +97,19 @@ class SampleOrder:
 
     A stage's sources are taken by name, so neither the order of `sources` nor of a mixture's keys matters. A source's
     samples are counted on from stage to stage where seq_len is the same, so no row comes twice before its epoch is
-    over; another seq_len is another set of rows, counted from 0. Raises UserError with every unknown or empty source.
+    over; another seq_len is another set of rows, counted from 0. With `window_shards` rows are drawn from that many
+    shards of a source at a time, with 0 from all. Raises UserError with every unknown or empty source.
     """
 
-    def __init__(self, stages: Sequence[StagePlan], sources: Sequence[SourceRows], seed: int) -> None:
+    def __init__(
+        self, stages: Sequence[StagePlan], sources: Sequence[SourceRows], seed: int, window_shards: int = 0
+    ) -> None:
+        self.window_shards = window_shards
         self.stages = list(stages)
         self.seed = seed
         self.source_names = [source.name for source in sources]
         self._sources = list(sources)
-        self._permutations: dict[tuple[int, int, int], Permutation] = {}
+        self._permutations: dict[tuple[int, int, int], Permutation | WindowedPermutation] = {}
         index = {name: number for number, name in enumerate(self.source_names)}
         self._check_sources(index)
         self._members = [[index[name] for name in sorted(stage.mixture)] for stage in self.stages]
@@ -115,7 +124,9 @@ class SampleOrder:
             so_far[stage.seq_len][members] += quotas.counts(stage.num_samples)
 
     @classmethod
-    def from_sources(cls, stages: Sequence[StageConfig], sources: Sequence[ShardedSource], seed: int) -> SampleOrder:
+    def from_sources(
+        cls, stages: Sequence[StageConfig], sources: Sequence[ShardedSource], seed: int, window_shards: int = 0
+    ) -> SampleOrder:
         """The order of validated stages over opened sources, packed by `ConcatAndChunk`."""
         plans = [StagePlan.from_config(stage) for stage in stages]
         lengths = sorted({plan.seq_len for plan in plans})
@@ -123,8 +134,9 @@ class SampleOrder:
         for source in sources:
             packs = {length: ConcatAndChunk(source.shard_tokens, length) for length in lengths}
             table = {length: (pack.num_rows, pack.num_tokens) for length, pack in packs.items()}
-            rows.append(SourceRows(source.name, source.fingerprint, table))
-        return cls(plans, rows, seed)
+            shard_rows = {length: pack.rows_per_shard for length, pack in packs.items()}
+            rows.append(SourceRows(source.name, source.fingerprint, table, shard_rows))
+        return cls(plans, rows, seed, window_shards)
 
     def _check_sources(self, index: dict[str, int]) -> None:
         problems = []
@@ -193,15 +205,18 @@ class SampleOrder:
                 result.epoch[part] = epoch
                 done += part.size
 
-    def _permutation(self, source: int, seq_len: int, epoch: int) -> Permutation:
+    def _permutation(self, source: int, seq_len: int, epoch: int) -> Permutation | WindowedPermutation:
         key = (source, seq_len, epoch)
         if key not in self._permutations:
             if len(self._permutations) >= _KEPT_PERMUTATIONS:
                 self._permutations.clear()
             name, num_rows = self._sources[source].name, self._sources[source].rows[seq_len][0]
             generation = 0  # a source that grows gets a further generation of rows; its old rows keep their order
-            self._permutations[key] = Permutation(
-                num_rows, derive_key("rows", self.seed, name, seq_len, generation, epoch)
+            seed = derive_key("rows", self.seed, name, seq_len, generation, epoch)
+            self._permutations[key] = (
+                WindowedPermutation(self._sources[source].shard_rows[seq_len], seed, self.window_shards)
+                if self.window_shards
+                else Permutation(num_rows, seed)
             )
         return self._permutations[key]
 
@@ -270,6 +285,7 @@ class SampleOrder:
             "seed": self.seed,
             "sources": {source.name: source.fingerprint for source in self._sources if source.name in used},
             "stages": [asdict(stage) for stage in self.stages],
+            **({"shuffle_window_shards": self.window_shards} if self.window_shards else {}),
         }
 
     @property
@@ -294,6 +310,11 @@ class SampleOrder:
         problems = []
         if state["seed"] != self.seed:
             problems.append(f"seed was {state['seed']} and is {self.seed}; set it back to resume")
+        window = state.get("shuffle_window_shards", 0)
+        if window != self.window_shards:
+            problems.append(
+                f"data.shuffle_window_shards was {window} and is {self.window_shards}; set it back to resume"
+            )
         present = {source.name: source.fingerprint for source in self._sources}
         for name, saved in state["sources"].items():
             if name not in present:

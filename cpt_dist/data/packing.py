@@ -59,6 +59,11 @@ class ConcatAndChunk:
         return int(self._first_rows[-1])
 
     @property
+    def rows_per_shard(self) -> np.ndarray:
+        """int64 [num_shards]: rows in each shard; they are numbered through the shards in their order."""
+        return np.diff(self._first_rows)
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of the source: every one is in exactly one row."""
         return int(self._shard_tokens.sum())

@@ -19,6 +19,8 @@ import numpy as np
 import xxhash
 import zstandard
 
+from cpt_dist.data.remote import RemoteFolder, as_folder
+from cpt_dist.data.shard_cache import CachedFile
 from cpt_dist.errors import UserError
 from cpt_dist.files import file_checksum, fingerprint
 
@@ -45,24 +47,34 @@ def tokenizer_fingerprint(folder: str | Path) -> str:
     return fingerprint({key: value for key, value in content.items() if key not in ("padding", "truncation")})
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def is_complete(folder: str | Path | RemoteFolder) -> bool:
+    """Whether the folder has a manifest, which is written when everything else is there."""
+    path = as_folder(folder) / MANIFEST
+    return path.read_whole() is not None if isinstance(path, RemoteFolder) else path.is_file()
+
+
+def read_manifest(folder: str | Path | RemoteFolder) -> dict[str, Any]:
     """The manifest of a complete source; UserError where it is missing, unreadable, altered or of another format."""
-    path = Path(folder) / MANIFEST
-    name = path.parent.name
-    remake = f"remove '{path.parent}' and run launch/prepare.py"
-    if not path.is_file():
+    folder = as_folder(folder)
+    path, name = folder / MANIFEST, folder.name
+    remake = f"remove '{folder}' and run launch/prepare.py"
+    if isinstance(path, RemoteFolder):
+        content = path.read_whole()
+    else:
+        content = path.read_bytes() if path.is_file() else None
+    if content is None:
         raise UserError(f"source '{name}': '{path}' does not exist, so it is not complete; run launch/prepare.py")
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(content)
     except ValueError as error:
         raise UserError(f"source '{name}': '{path}' is no JSON ({error}); {remake}") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise UserError(f"source '{name}': '{path}' has format {found!r}, but '{FORMAT}' is read; {remake}")
-    content = fingerprint({key: value for key, value in manifest.items() if key != "fingerprint"})
-    if content != manifest.get("fingerprint"):
+    gives = fingerprint({key: value for key, value in manifest.items() if key != "fingerprint"})
+    if gives != manifest.get("fingerprint"):
         said = manifest.get("fingerprint")
-        raise UserError(f"source '{name}': '{path}' was altered: it says {said}, its content gives {content}; {remake}")
+        raise UserError(f"source '{name}': '{path}' was altered: it says {said}, its content gives {gives}; {remake}")
     return manifest
 
 
@@ -76,7 +88,7 @@ class ShardFile:
     path: Path
     entry: dict[str, Any]
     source: str
-    memory: np.memmap | None = None
+    memory: np.ndarray | None = None
     sections: dict[str, tuple[Any, int, int]] = field(default_factory=dict)
     verified: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
@@ -93,7 +105,7 @@ class ShardFile:
             f"or remove '{self.path.parent}' and run launch/prepare.py"
         )
 
-    def open(self) -> np.memmap:
+    def open(self) -> np.ndarray:
         """Map the file and check its size, its first block and the layout that its header gives."""
         if self.memory is not None:
             return self.memory
@@ -104,6 +116,11 @@ class ShardFile:
             memory = np.memmap(self.path, dtype=np.uint8, mode="r")
         except OSError as error:
             raise self._refuse(f"cannot be read ({error.strerror})") from error
+        self._read_layout(memory)
+        self.memory = memory
+        return memory
+
+    def _read_layout(self, memory: np.ndarray) -> None:
         self.verified = np.zeros(len(self.entry["blocks"]), dtype=bool)
         self._verify(memory, 0, 1)
         header_bytes = int.from_bytes(memory[:8].tobytes(), "little")
@@ -114,10 +131,8 @@ class ShardFile:
             if name != "__metadata__":
                 first, last = (8 + header_bytes + at for at in tensor["data_offsets"])
                 self.sections[name] = (DTYPES[tensor["dtype"]], first, last)
-        self.memory = memory
-        return memory
 
-    def _verify(self, memory: np.memmap, first: int, last: int) -> None:
+    def _verify(self, memory: np.ndarray, first: int, last: int) -> None:
         """Compare the checksum of each block that overlaps bytes [first, last) and was not compared before."""
         size = self.entry["block_bytes"]
         for block in range(first // size, min(-(-last // size), len(self.verified))):
@@ -142,10 +157,51 @@ class ShardFile:
         return np.asarray(memory[first + start * width : first + stop * width]).view(dtype)
 
 
+class RemoteShardFile(ShardFile):
+    """A shard behind a URL: fetched into the cache when first read, mapped for as long as something looks at it.
+
+    Nothing is held open in between, so what the cache removes frees its space at once.
+    """
+
+    def __init__(self, folder: RemoteFolder, entry: dict[str, Any], source: str) -> None:
+        self._file = CachedFile(folder, entry, source)
+        super().__init__(self._file.path, entry, source)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_file": self._file}
+
+    @property
+    def file(self) -> CachedFile:
+        """The file in the cache."""
+        return self._file
+
+    def _refuse(self, what: str) -> UserError:
+        return self._file.refuse(what)
+
+    def open(self) -> np.ndarray:
+        """Fetch the file if it isn't in the cache, map it, and at the first time read the layout in its header."""
+        memory = np.frombuffer(self._file.map(), dtype=np.uint8)
+        if not self.sections:
+            self._read_layout(memory)
+        return memory
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Elements [start, stop) of a tensor, as a read-only view of the mapped file."""
+        try:
+            return super().read(name, start, stop)
+        except UserError:
+            if not self._file.path.exists():
+                raise  # it couldn't be fetched
+            # Every block agreed when it came, so it is the copy on this disk that was damaged since.
+            self._file.forget()
+            self.sections = {}
+            return super().read(name, start, stop)
+
+
 class Source:
     """A complete, opened source. Copies in other processes (pickle) map and verify the files for themselves."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path | RemoteFolder, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
         self.name: str = manifest["source"]
@@ -154,17 +210,21 @@ class Source:
         self.separator_id: int = manifest["tokenizer"]["separator_id"]
         self.shard_tokens: np.ndarray = np.array([entry["tokens"] for entry in manifest["shards"]], dtype=np.int64)
         """int64 [num_shards]: tokens in each shard."""
-        self._shards = [ShardFile(folder / entry["file"], entry, self.name) for entry in manifest["shards"]]
+        self._shards = [_shard_file(folder, entry, self.name) for entry in manifest["shards"]]
 
     @classmethod
-    def open(cls, folder: str | Path, tokenizer_fingerprint: str | None = None, verify: str = "read") -> Source:
+    def open(
+        cls, folder: str | Path | RemoteFolder, tokenizer_fingerprint: str | None = None, verify: str = "read"
+    ) -> Source:
         """Open the source in `folder`; verify="open" reads and checks every block now, "read" when first needed.
 
-        The manifest, every file's size and every file's first block (with its header) are checked either way.
+        The manifest, every file's size and every file's first block (with its header) are checked either way. Behind
+        a URL (a RemoteFolder, or a string such as s3://bucket/folder for the default settings) nothing is fetched for
+        that: sizes are taken from a listing where there is one.
         Raises UserError, by name, for a source that is not complete, altered, truncated or made with another
         tokenizer than the one with `tokenizer_fingerprint`.
         """
-        folder = Path(folder)
+        folder = as_folder(folder)
         manifest = read_manifest(folder)
         made_with = manifest["tokenizer"]["fingerprint"]
         if tokenizer_fingerprint is not None and tokenizer_fingerprint != made_with:
@@ -173,12 +233,19 @@ class Source:
                 f"{tokenizer_fingerprint}; use that tokenizer, or another data.shards and run launch/prepare.py"
             )
         source = cls(folder, manifest)
+        if isinstance(folder, RemoteFolder):
+            _check_listing(folder, source)
         for shard in source._shards:
             if verify == "open":
                 shard.verify_all()
-            else:
+            elif isinstance(folder, Path):
                 shard.open()
         return source
+
+    @property
+    def remote_files(self) -> list[CachedFile]:
+        """The shards' files where the source lies behind a URL, none otherwise; in the order of the shards."""
+        return [shard.file for shard in self._shards if isinstance(shard, RemoteShardFile)]
 
     @property
     def num_tokens(self) -> int:
@@ -212,6 +279,28 @@ class Source:
         return self._shards[shard].read("doc_bytes", 0, self._shards[shard].entry["documents"])
 
 
+def _shard_file(folder: Path | RemoteFolder, entry: dict[str, Any], source: str) -> ShardFile:
+    if isinstance(folder, RemoteFolder):
+        return RemoteShardFile(folder, entry, source)
+    return ShardFile(folder / entry["file"], entry, source)
+
+
+def _check_listing(folder: RemoteFolder, source: Source) -> None:
+    """Refuse a source whose folder has not all of its shards at their size, before anything is fetched."""
+    listing = folder.entries()
+    if listing is None:
+        return
+    problems: list[str] = []
+    for file in source.remote_files:
+        name, expected = file.entry["file"], file.entry["bytes"]
+        if name not in listing:
+            problems += file.refuse("does not exist").problems
+        elif listing[name] not in (None, expected):
+            problems += file.refuse(f"has {listing[name]} bytes but its manifest says {expected}").problems
+    if problems:
+        raise UserError(problems)
+
+
 @dataclass(frozen=True)
 class HeldOutDocument:
     """A document kept for evaluation: the hex id of its normalised text, the text, and its source's name."""
@@ -221,25 +310,32 @@ class HeldOutDocument:
     source: str
 
 
-def _held_out_lines(path: Path) -> Iterator[HeldOutDocument]:
-    with zstandard.open(path, "rb") as handle:
+def _held_out_lines(path: Path | int) -> Iterator[HeldOutDocument]:
+    """The documents of a file, given by its path or by a descriptor, which is closed at the end."""
+    with open(path, "rb") as raw, zstandard.open(raw, "rb") as handle:
         for line in io.BufferedReader(handle):
             record = json.loads(line)
             yield HeldOutDocument(record["id"], record["text"], record["source"])
 
 
-def read_held_out(folder: str | Path) -> Iterator[HeldOutDocument]:
+def read_held_out(folder: str | Path | RemoteFolder) -> Iterator[HeldOutDocument]:
     """The held-out documents of a complete source, ordered by id; each file is checked as a whole first.
 
     Raises UserError, by name, for a source that is not complete and for a file that is missing or altered.
     """
-    folder = Path(folder)
+    folder = as_folder(folder)
     manifest = read_manifest(folder)
     return merge_held_out(folder, manifest["source"], manifest["held_out"])
 
 
-def merge_held_out(folder: Path, source: str, entries: list[dict[str, Any]]) -> Iterator[HeldOutDocument]:
+def merge_held_out(
+    folder: Path | RemoteFolder, source: str, entries: list[dict[str, Any]]
+) -> Iterator[HeldOutDocument]:
     """The documents of the held-out files that manifest `entries` name, ordered by id, after a check of each file."""
+    if isinstance(folder, RemoteFolder):
+        # All descriptors are opened here, since the cache may let go of a file before its turn comes.
+        files = [CachedFile(folder, entry, source).descriptor() for entry in entries]
+        return heapq.merge(*(_held_out_lines(file) for file in files), key=lambda d: d.id)
     for entry in entries:
         path = folder / entry["file"]
         found = file_checksum(path) if path.is_file() else "none (no such file)"

@@ -18,6 +18,7 @@ from cpt_dist.data.batches import Batch, build_batch
 from cpt_dist.data.loader import StepLoader
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.packing import ConcatAndChunk
+from cpt_dist.data.prefetch import Prefetcher
 from cpt_dist.data.shards import Source
 from cpt_dist.engine.base import Engine
 from cpt_dist.engine.distributed import World
@@ -157,9 +158,15 @@ class Run:
             first_sample=self.position,
             pin_memory=self.world.device.type == "cuda",
         )
+        ahead = self.config.data.prefetch_shards if self.world.local_rank == 0 else 0
+        with Prefetcher(self.order, self.sources, ahead) as prefetcher:
+            yield from self._shared_steps(loader, prefetcher)
+
+    def _shared_steps(self, loader: StepLoader, prefetcher: Prefetcher) -> Iterator[StepBatches]:
         batches = iter(loader)
         waited = 0.0
         for _ in range(len(loader)):
+            prefetcher.move_to(self.position)
             error, micro_batches = None, []
             try:
                 micro_batches = next(batches)
