@@ -12,7 +12,6 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,12 +99,13 @@ class RemoteFolder:
         except ValueError as error:
             raise UserError(f"'{self.url}': {error}; give a folder or a URL such as s3://bucket/folder") from error
 
-    def _attempt(self, call: Callable[..., Any], **arguments: Any) -> Any:
+    def _attempt(self, method: str, **arguments: Any) -> Any:
         """One call of the file system, its failure sorted into passing and lasting."""
-        if getattr(call.__self__, "async_impl", False):  # type: ignore[attr-defined]
+        system, path = self._system()
+        if system.async_impl:
             arguments["timeout"] = self.settings.timeout_seconds
         try:
-            return call(**arguments)
+            return getattr(system, method)(path, **arguments)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise LastingError("it does not exist") from error
         except PermissionError as error:
@@ -123,8 +123,7 @@ class RemoteFolder:
 
         Raises `PassingError` or `LastingError`.
         """
-        system, path = self._system()
-        return self._attempt(system.cat_file, path=path, start=start, end=stop)
+        return self._attempt("cat_file", start=start, end=stop)
 
     def read_whole(self) -> bytes | None:
         """The whole of a small file, None where it doesn't exist; UserError where it can't be had."""
@@ -150,11 +149,10 @@ class RemoteFolder:
         """
         if split_protocol(self.url)[0] in ("http", "https"):
             return None
-        system, path = self._system()
         attempts = Persistence(self.settings)
         while True:
             try:
-                found = self._attempt(system.ls, path=path, detail=True)
+                found = self._attempt("ls", detail=True)
                 return {
                     item["name"].rstrip("/").rsplit("/", 1)[-1]: item["size"] if item["type"] == "file" else None
                     for item in found

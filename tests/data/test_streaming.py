@@ -10,12 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from cpt_dist.data.prepare import prepare
 from cpt_dist.data.remote import FetchSettings, RemoteFolder
 from cpt_dist.data.shards import Source, read_held_out
 from cpt_dist.errors import UserError
-from tests.helpers.corpora import corpus_config
 from tests.helpers.file_server import file_server
+from tests.helpers.shard_sets import write_source
 
 pytest.importorskip("aiohttp")
 SHARDS = [f"shard-{number:05d}.safetensors" for number in range(3)]
@@ -24,12 +23,8 @@ SHARDS = [f"shard-{number:05d}.safetensors" for number in range(3)]
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A source of three shards, the first of three blocks."""
-    texts = [f"{index} " * 12_000 for index in range(10, 60)]
-    config = corpus_config(tmp_path_factory.mktemp("prepared"), {"legal": texts}, shard_tokens="1.2M")
-    done = prepare(config)[0]
-    assert [entry["file"] for entry in done.manifest["shards"]] == SHARDS
-    assert len(done.manifest["shards"][0]["blocks"]) == 3
-    return done.folder
+    lengths = [[100_000] * 12, [200] * 300, [40_000] * 10]
+    return write_source(tmp_path_factory.mktemp("prepared") / "legal", lengths)
 
 
 @pytest.fixture
@@ -198,7 +193,7 @@ def test_a_killed_process_blocks_nobody(served, folder, settings):
     fork = multiprocessing.get_context("spawn")
     process = fork.Process(target=_fetch_slowly, args=(url, FetchSettings(settings.cache, timeout_seconds=60.0)))
     process.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 15
     while not faults.fetched(SHARDS[0]) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
@@ -220,7 +215,7 @@ def test_processes_share_a_cache_smaller_than_what_they_read(served, folder, set
     processes = [context.Process(target=_read_all, args=(url, small, results)) for _ in range(3)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=30) for _ in processes]
+    found = [results.get(timeout=15) for _ in processes]
     for process in processes:
         process.join()
     assert found == [everything(Source.open(folder))] * 3
@@ -229,7 +224,7 @@ def test_processes_share_a_cache_smaller_than_what_they_read(served, folder, set
 
 def test_the_longest_unused_goes_first_and_what_is_mapped_stays(served, folder, settings):
     url, faults = served
-    bound = shard_bytes(folder, 0) + shard_bytes(folder, 1)
+    bound = shard_bytes(folder, 0) + shard_bytes(folder, 2)
     source = opened(url, FetchSettings(settings.cache, bound, 0, 0.01, 0.2))
     view = source.tokens(0, 0, 10)
     source.tokens(1, 0, 10)
