@@ -96,8 +96,9 @@ class Prefetcher:
 
     def _look_ahead(self, n: int) -> None:
         left = [self._num_shards if source.remote_files else 0 for source in self._sources]
-        at = n
+        seen = n
         for at, source, shard in shards_ahead(self._order, self._sources, n):
+            seen = at
             if self._stopped:
                 return
             if left[source]:
@@ -106,4 +107,4 @@ class Prefetcher:
             if not any(left):
                 break
         # Looking costs time; what was seen holds for a good part of the way.
-        self._look_again_at = n + (at - n) // 8
+        self._look_again_at = n + (seen - n) // 8

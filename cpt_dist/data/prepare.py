@@ -18,8 +18,8 @@ from cpt_dist.corpus.inputs import InputFile, InputState, find_inputs, input_sta
 from cpt_dist.data.documents import Counts, Fate, Rules, batches, fates
 from cpt_dist.data.journal import Journal, difference, locked
 from cpt_dist.data.prepare_display import PrepareDisplay
-from cpt_dist.data.shard_writer import Part, write_held_out, write_provenance, write_shard
 from cpt_dist.data.remote import is_url
+from cpt_dist.data.shard_writer import Part, write_held_out, write_provenance, write_shard
 from cpt_dist.data.shards import FORMAT, MANIFEST, read_manifest, recorded_ids
 from cpt_dist.data.tokenizer import DocumentTokenizer
 from cpt_dist.errors import UserError

@@ -183,8 +183,6 @@ class Persistence:
         return True
 
 
-
-
 def _network_errors() -> tuple[type[BaseException], ...]:
     """What file systems raise for a failed transfer. OSError covers sockets, time-outs and requests.
 

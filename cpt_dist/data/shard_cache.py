@@ -14,7 +14,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +118,8 @@ class CachedFile:
             os.close(descriptor)
             self.forget()
             return None
-        try:
+        with suppress(FileNotFoundError):  # evicted in between; the descriptor keeps it readable
             os.utime(self.path)  # last use, for the eviction
-        except FileNotFoundError:
-            pass  # evicted in between; the descriptor keeps it readable
         return descriptor
 
     @contextmanager
@@ -139,9 +137,8 @@ class CachedFile:
             # The one who held it may have completed or removed it between open and lock.
             yield descriptor if locked and _is_at(descriptor, self._part) else None
         finally:
-            if locked:
-                if os.fstat(descriptor).st_size == 0 and _is_at(descriptor, self._part):
-                    self._part.unlink()
+            if locked and os.fstat(descriptor).st_size == 0 and _is_at(descriptor, self._part):
+                self._part.unlink()
             _unlock(descriptor)
 
     def _fetch(self, part: int) -> None:
@@ -217,7 +214,11 @@ def check_cache_holds(data: DataConfig, sources: Mapping[str, Sequence[CachedFil
     if needed > settings.cache_bytes:
         largest = ", ".join(f"{name} {sum(of[:at_a_time])}" for name, of in sizes.items() if of)
         what = f"{window} shards a window and {data.prefetch_shards} ahead" if window else "all of a source's shards"
-        fix = "lower data.shuffle_window_shards or data.prefetch_shards" if window else "set data.shuffle_window_shards=8 to draw from 8 shards of each at a time"
+        fix = (
+            "lower data.shuffle_window_shards or data.prefetch_shards"
+            if window
+            else "set data.shuffle_window_shards=8 to draw from 8 shards of each at a time"
+        )
         raise UserError(
             f"data.cache_bytes: {settings.cache_bytes} bytes hold less than rows are drawn from at a time, {needed} "
             f"bytes ({what}: {largest}); raise it to {needed} or more, or {fix}"

@@ -58,10 +58,7 @@ def read_manifest(folder: str | Path | RemoteFolder) -> dict[str, Any]:
     folder = as_folder(folder)
     path, name = folder / MANIFEST, folder.name
     remake = f"remove '{folder}' and run launch/prepare.py"
-    if isinstance(path, RemoteFolder):
-        content = path.read_whole()
-    else:
-        content = path.read_bytes() if path.is_file() else None
+    content = path.read_whole() if isinstance(path, RemoteFolder) else path.read_bytes() if path.is_file() else None
     if content is None:
         raise UserError(f"source '{name}': '{path}' does not exist, so it is not complete; run launch/prepare.py")
     try:

@@ -129,7 +129,8 @@ def _contents(folder: Path | RemoteFolder, manifest: dict[str, Any]) -> Iterator
         ids.update(row.tobytes() for row in source.doc_ids(shard))
     held_out = [document.id for document in merge_held_out(folder, source.name, manifest["held_out"])]
     if len(held_out) != manifest["counts"]["held_out"]:
-        yield f"its held-out files have {len(held_out)} documents, but its manifest says {manifest['counts']['held_out']}"
+        said = manifest["counts"]["held_out"]
+        yield f"its held-out files have {len(held_out)} documents, but its manifest says {said}"
     if held_out != sorted(held_out):
         yield "its held-out documents are not in the order of their ids"
     ids.update(bytes.fromhex(document) for document in held_out)

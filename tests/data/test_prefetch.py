@@ -120,7 +120,9 @@ def test_a_cache_too_small_for_what_is_drawn_from_is_refused(served, tmp_path):
     data = DataConfig(cache=str(tmp_path), cache_bytes=str(total))
     check_cache_holds(data, files)
     data.cache_bytes = str(total - 1)
-    with pytest.raises(UserError, match=rf"cache_bytes: {total - 1} bytes hold less .* raise it to {total} or more, or"):
+    with pytest.raises(
+        UserError, match=rf"cache_bytes: {total - 1} bytes hold less .* raise it to {total} or more, or"
+    ):
         check_cache_holds(data, files)
     data.shuffle_window_shards = 1
     check_cache_holds(data, files)

@@ -208,7 +208,7 @@ def _read_all(url, settings, results):
 
 
 def test_processes_share_a_cache_smaller_than_what_they_read(served, folder, settings):
-    url, faults = served
+    url, _ = served
     small = FetchSettings(settings.cache, int(1.5 * shard_bytes(folder)), 2, 0.01, 20.0)
     context = multiprocessing.get_context("fork")
     results = context.Queue()

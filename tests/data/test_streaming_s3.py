@@ -58,7 +58,9 @@ def test_a_shard_that_vanishes_from_a_bucket_is_named(bucket, tmp_path):
     source = Source.open(far)
     bucket[0].rm(f"{bucket[1]}/law/shard-00001.safetensors")
     source.tokens(0, 0, 10)
-    with pytest.raises(UserError, match=r"'s3://.*/law/shard-00001.safetensors' block 0 cannot be fetched: it does not"):
+    with pytest.raises(
+        UserError, match=r"'s3://.*/law/shard-00001.safetensors' block 0 cannot be fetched: it does not"
+    ):
         source.tokens(1, 0, 10)
     bucket[0].invalidate_cache()
     with pytest.raises(UserError, match=r"'s3://.*/law/shard-00001.safetensors' does not exist"):
@@ -81,7 +83,11 @@ def test_a_bucket_that_does_not_exist_is_one_line(bucket, tmp_path):
 
 
 def test_a_bucket_is_verified(bucket, monkeypatch, capsys):
-    for key, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "ENDPOINT_URL": bucket[2]["endpoint_url"]}.items():
+    for key, value in {
+        "ACCESS_KEY_ID": "test",
+        "SECRET_ACCESS_KEY": "test",
+        "ENDPOINT_URL": bucket[2]["endpoint_url"],
+    }.items():
         monkeypatch.setenv(f"AWS_{key}", value)
     assert main([f"shards=s3://{bucket[1]}"]) == 0
     assert [line.split(";")[0] for line in capsys.readouterr().out.splitlines()] == ["law: whole", "news: whole"]

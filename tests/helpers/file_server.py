@@ -41,7 +41,7 @@ def _handler(root: Path, faults: Faults):
         def log_message(self, *_):
             pass
 
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             path = root / self.path.lstrip("/")
             asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             faults.requests.append((path.name, int(asked[1]) if asked else 0))
