@@ -21,6 +21,8 @@ _LOOK_AHEAD_SAMPLES = 1 << 14
 
 _FARTHEST_SAMPLES = 1 << 22
 
+_LONGEST_END_SECONDS = 60.0
+
 
 def shards_ahead(order: SampleOrder, sources: Sequence[Source], n: int) -> Iterator[tuple[int, int, int]]:
     """(sample, source, shard) from sample n on: each shard once, in the order of first use, up to the stage's end.
@@ -54,8 +56,8 @@ class Prefetcher:
     """Keeps in the cache what is needed from the sample on that `move_to` names. Use as a context.
 
     That is, for each source, the next `num_shards` shards; of a windowed order the window and `num_shards` more.
-    Starts no thread where `num_shards` is 0 or no source lies behind a URL. Leaving the context ends the thread
-    after the file that it is fetching.
+    Starts no thread where `num_shards` is 0 or no source lies behind a URL. Leaving the context waits until the file
+    that it is fetching is there. Processes must be forked before the first `move_to`: a fork copies locks in use.
     """
 
     def __init__(self, order: SampleOrder, sources: Sequence[Source], num_shards: int) -> None:
@@ -76,6 +78,8 @@ class Prefetcher:
     def __exit__(self, *_: object) -> None:
         self._stopped = True
         self._moved.set()
+        if self._thread:
+            self._thread.join(_LONGEST_END_SECONDS)
 
     def move_to(self, n: int) -> None:
         """Sample n is the next that is needed."""

@@ -188,8 +188,12 @@ def _network_errors() -> tuple[type[BaseException], ...]:
 
     A library's own exceptions are looked up where it was imported: one that wasn't can't have raised any.
     """
-    known = (("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError"))
-    known += (("botocore.exceptions", "ClientError"), ("gcsfs.retry", "HttpError"))
+    known = (
+        ("aiohttp", "ClientError"),
+        ("botocore.exceptions", "BotoCoreError"),
+        ("botocore.exceptions", "ClientError"),
+        ("gcsfs.retry", "HttpError"),
+    )
     loaded = (getattr(sys.modules.get(module), name, None) for module, name in known)
     return (OSError, *(kind for kind in loaded if kind is not None))
 

@@ -90,7 +90,7 @@ def _file_problems(folder: Path | RemoteFolder, source: str, entry: dict[str, An
     entry, where = file_entry(entry), f"source '{source}': '{folder / entry['file']}'"
     try:
         if isinstance(folder, RemoteFolder):
-            content: bytes | np.ndarray | None = (folder / entry["file"]).read_whole()
+            content: Any = (folder / entry["file"]).read_whole()
         else:
             path = folder / entry["file"]
             content = np.memmap(path, np.uint8, "r") if path.is_file() and path.stat().st_size else None

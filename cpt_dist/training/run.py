@@ -166,12 +166,13 @@ class Run:
         batches = iter(loader)
         waited = 0.0
         for _ in range(len(loader)):
-            prefetcher.move_to(self.position)
             error, micro_batches = None, []
             try:
                 micro_batches = next(batches)
             except UserError as raised:
                 error = raised
+            # After the first batch, for which the loader forks its workers: a fork amid a fetch copies held locks.
+            prefetcher.move_to(self.position)
             targets = sum(batch.num_target_tokens for batch in micro_batches)
             totals = self.world.sum(torch.tensor([targets, int(error is not None)]))
             if totals[1]:
