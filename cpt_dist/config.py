@@ -28,6 +28,9 @@ ZERO_0_IN_BF16 = (
     "engine.zero_stage: 0 keeps no fp32 master weights when it computes in bf16; "
     "use engine=zero1 (the same, with less memory), or engine.precision=fp32"
 )
+CONCAT = "concat"
+PACKINGS = (CONCAT, "best_fit")
+POSITIONS = ("restart", "continue")
 
 
 @dataclass
@@ -79,6 +82,14 @@ class DataConfig:
     """Loader processes of a rank that assemble batches ahead; the batches are the same for any number."""
     verify: str = "read"
     """Check of shard content against the manifest: read (each block when first read) or open (all at the start)."""
+    packing: str = CONCAT
+    """How documents become rows: concat (laid end to end and cut every seq_len) or best_fit (a document that fits
+    into a row is never cut; arXiv 2404.10830). A stage can have its own."""
+    cache_plans: bool = True
+    """Keep plans of best_fit in `plans/` beside the shards, so that other ranks and later runs needn't make them."""
+    positions: str = "restart"
+    """Position ids: restart at 0 with every piece of a document in a row, or continue: the place in the document,
+    also in a piece that begins in its middle (for long-context stages)."""
 
 
 @dataclass
@@ -144,6 +155,8 @@ class StageConfig:
     Shares are normalised at every point."""
     schedule: ScheduleConfig | None = None
     """Learning rate of this stage; default: the run's `schedule`."""
+    packing: str | None = None
+    """Packing of this stage: concat or best_fit; default: `data.packing`."""
 
 
 @dataclass
@@ -329,6 +342,8 @@ def _check_stage(problems: list[str], index: int, stage: StageConfig, sources: d
     for name in stage.mixture:
         if name not in sources:
             problems.append(f"{key}.mixture: source '{name}' is not in data.sources; {nearest(name, sources)}")
+    if stage.packing is not None:
+        _one_of(problems, f"{key}.packing", stage.packing, PACKINGS)
     if stage.schedule is not None:
         _check_schedule(problems, f"{key}.schedule", stage.schedule)
 
@@ -373,6 +388,8 @@ def validate(config: CptConfig) -> None:
     _one_of(problems, "model.attention", config.model.attention, ATTENTIONS)
     _one_of(problems, "data.invalid_utf8", config.data.invalid_utf8, INVALID_UTF8)
     _one_of(problems, "data.verify", config.data.verify, ("read", "open"))
+    _one_of(problems, "data.packing", config.data.packing, PACKINGS)
+    _one_of(problems, "data.positions", config.data.positions, POSITIONS)
     _one_of(problems, "checkpoint.on_damage", config.checkpoint.on_damage, ("refuse", "previous"))
     _one_of(problems, "consolidate.dtype", config.consolidate.dtype, ("fp32", "bf16"))
     for name, source in config.data.sources.items():

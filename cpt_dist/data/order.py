@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cpt_dist.config import StageConfig, mixture_knots, parse_quantity
+from cpt_dist.config import CONCAT, StageConfig, mixture_knots, parse_quantity
 from cpt_dist.data.mixture import Quotas
-from cpt_dist.data.packing import ConcatAndChunk
 from cpt_dist.data.permutation import Permutation, derive_key
+from cpt_dist.data.plans import PackKey, pack_key, pack_plan
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.files import fingerprint
 
@@ -37,14 +37,34 @@ class StagePlan:
     seq_len: int
     batch_samples: int
     mixture: dict[str, Any]
+    packing: str = CONCAT
 
     @classmethod
-    def from_config(cls, stage: StageConfig) -> StagePlan:
-        """The plan of a validated stage: its tokens rounded up to whole optimizer steps."""
+    def from_config(cls, stage: StageConfig, packing: str = CONCAT) -> StagePlan:
+        """The plan of a validated stage: its tokens rounded up to whole steps; `packing` where it has none itself."""
         batch_tokens = parse_quantity(stage.batch_tokens, f"stage '{stage.name}' batch_tokens")
         num_steps = -(-parse_quantity(stage.tokens, f"stage '{stage.name}' tokens") // batch_tokens)
         batch_samples = batch_tokens // stage.seq_len
-        return cls(stage.name, num_steps * batch_samples, stage.seq_len, batch_samples, dict(stage.mixture))
+        return cls(
+            stage.name,
+            num_steps * batch_samples,
+            stage.seq_len,
+            batch_samples,
+            dict(stage.mixture),
+            stage.packing or packing,
+        )
+
+    @property
+    def rows_key(self) -> PackKey:
+        """Names the set of rows that the stage reads of each source."""
+        return pack_key(self.packing, self.seq_len)
+
+    def identity(self) -> dict[str, Any]:
+        """What the order depends on, as JSON; the packing only where it isn't the one that was once the only one."""
+        values = asdict(self)
+        if values.pop("packing") != CONCAT:
+            values["packing"] = self.rows_key
+        return values
 
     @property
     def num_steps(self) -> int:
@@ -63,11 +83,11 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class SourceRows:
-    """A source as the order sees it: `rows` is seq_len -> (number of rows, tokens in them)."""
+    """A source as the order sees it: `rows` is `StagePlan.rows_key` -> (number of rows, tokens in them)."""
 
     name: str
     fingerprint: str
-    rows: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    rows: Mapping[PackKey, tuple[int, int]] = field(default_factory=dict)
 
 
 class ShardedSource(Protocol):
@@ -76,6 +96,9 @@ class ShardedSource(Protocol):
     name: str
     fingerprint: str
     shard_tokens: np.ndarray
+
+    def doc_offsets(self, shard: int) -> np.ndarray:
+        """uint64 [num_documents + 1]."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +123,7 @@ class SampleOrder:
         self.seed = seed
         self.source_names = [source.name for source in sources]
         self._sources = list(sources)
-        self._permutations: dict[tuple[int, int, int], Permutation] = {}
+        self._permutations: dict[tuple[int, PackKey, int], Permutation] = {}
         index = {name: number for number, name in enumerate(self.source_names)}
         self._check_sources(index)
         self._members = [[index[name] for name in sorted(stage.mixture)] for stage in self.stages]
@@ -108,21 +131,27 @@ class SampleOrder:
         self.stage_starts = [0]
         """First sample of each stage, and the number of all samples at the end."""
         self._bases: list[np.ndarray] = []  # samples of each source before the stage, at its seq_len
-        so_far = {stage.seq_len: np.zeros(len(sources), dtype=np.int64) for stage in self.stages}
+        so_far = {stage.rows_key: np.zeros(len(sources), dtype=np.int64) for stage in self.stages}
         for stage, members, quotas in zip(self.stages, self._members, self._quotas, strict=True):
             self.stage_starts.append(self.stage_starts[-1] + stage.num_samples)
-            self._bases.append(so_far[stage.seq_len].copy())
-            so_far[stage.seq_len][members] += quotas.counts(stage.num_samples)
+            self._bases.append(so_far[stage.rows_key].copy())
+            so_far[stage.rows_key][members] += quotas.counts(stage.num_samples)
 
     @classmethod
-    def from_sources(cls, stages: Sequence[StageConfig], sources: Sequence[ShardedSource], seed: int) -> SampleOrder:
-        """The order of validated stages over opened sources, packed by `ConcatAndChunk`."""
-        plans = [StagePlan.from_config(stage) for stage in stages]
-        lengths = sorted({plan.seq_len for plan in plans})
+    def from_sources(
+        cls,
+        stages: Sequence[StageConfig],
+        sources: Sequence[ShardedSource],
+        seed: int,
+        packing: str = CONCAT,
+        cache_plans: bool = False,
+    ) -> SampleOrder:
+        """The order of validated stages over opened sources; `packing` and `cache_plans` as in `DataConfig`."""
+        plans = [StagePlan.from_config(stage, packing) for stage in stages]
         rows = []
         for source in sources:
-            packs = {length: ConcatAndChunk(source.shard_tokens, length) for length in lengths}
-            table = {length: (pack.num_rows, pack.num_tokens) for length, pack in packs.items()}
+            packs = {plan.rows_key: pack_plan(source, plan.packing, plan.seq_len, cache_plans) for plan in plans}
+            table = {key: (pack.num_rows, pack.num_tokens) for key, pack in packs.items()}
             rows.append(SourceRows(source.name, source.fingerprint, table))
         return cls(plans, rows, seed)
 
@@ -133,7 +162,7 @@ class SampleOrder:
             for name in sorted(stage.mixture):
                 if name not in index:
                     problems.append(f"stage '{stage.name}': source '{name}' is unknown; {nearest(name, index)}")
-                elif max(shares[name]) > 0 and self._sources[index[name]].rows[stage.seq_len][0] == 0:
+                elif max(shares[name]) > 0 and self._sources[index[name]].rows[stage.rows_key][0] == 0:
                     problems.append(
                         f"stage '{stage.name}': source '{name}' has no rows but a share of {max(shares[name]):.4g}; "
                         "give it text and run launch/prepare.py, or set its share to 0"
@@ -147,7 +176,7 @@ class SampleOrder:
         if progress[-1] < 1:
             progress, shares = [*progress, 1.0], [*shares, shares[-1]]
         knots = [int(Fraction(at) * stage.num_samples + Fraction(1, 2)) for at in progress]
-        rows = {source.name: source.rows[stage.seq_len] for source in self._sources if source.name in stage.mixture}
+        rows = {source.name: source.rows[stage.rows_key] for source in self._sources if source.name in stage.mixture}
         per_token = [Fraction(rows[name][0], max(1, rows[name][1])) for name in sorted(stage.mixture)]
         weights = [[Fraction(share) * rate for share, rate in zip(row, per_token, strict=True)] for row in shares]
         return Quotas(knots, weights)
@@ -177,10 +206,10 @@ class SampleOrder:
         return result
 
     def _fill(self, result: Samples, stage: int, first: int, num: int, offset: int) -> None:
-        seq_len = self.stages[stage].seq_len
+        key = self.stages[stage].rows_key
         for member, index, places in self._quotas[stage].split(first, num):
             source = self._members[stage][member]
-            num_rows = self._sources[source].rows[seq_len][0]
+            num_rows = self._sources[source].rows[key][0]
             start = int(self._bases[stage][source]) + index
             places = places + offset
             result.source[places] = source
@@ -188,20 +217,20 @@ class SampleOrder:
             while done < places.size:
                 epoch, local = divmod(start + done, num_rows)
                 part = places[done : done + num_rows - local]
-                permutation = self._permutation(source, seq_len, epoch)
+                permutation = self._permutation(source, key, epoch)
                 result.row[part] = permutation(np.arange(local, local + part.size, dtype=np.int64))
                 result.epoch[part] = epoch
                 done += part.size
 
-    def _permutation(self, source: int, seq_len: int, epoch: int) -> Permutation:
-        key = (source, seq_len, epoch)
+    def _permutation(self, source: int, rows_key: PackKey, epoch: int) -> Permutation:
+        key = (source, rows_key, epoch)
         if key not in self._permutations:
             if len(self._permutations) >= _KEPT_PERMUTATIONS:
                 self._permutations.clear()
-            name, num_rows = self._sources[source].name, self._sources[source].rows[seq_len][0]
+            name, num_rows = self._sources[source].name, self._sources[source].rows[rows_key][0]
             generation = 0  # a source that grows gets a further generation of rows; its old rows keep their order
             self._permutations[key] = Permutation(
-                num_rows, derive_key("rows", self.seed, name, seq_len, generation, epoch)
+                num_rows, derive_key("rows", self.seed, name, rows_key, generation, epoch)
             )
         return self._permutations[key]
 
@@ -243,19 +272,19 @@ class SampleOrder:
         total = dict.fromkeys(self.source_names, 0.0)
         for stage, part in self._stage_parts(n):
             for source, samples in zip(self._members[stage], functions[stage](part), strict=True):
-                num_rows, num_tokens = self._sources[source].rows[self.stages[stage].seq_len]
+                num_rows, num_tokens = self._sources[source].rows[self.stages[stage].rows_key]
                 total[self.source_names[source]] += float(samples) * num_tokens / max(1, num_rows)
         return total
 
-    def epochs(self, n: int) -> dict[str, dict[int, float]]:
-        """Source -> seq_len -> how often its rows of that length were read among the first n samples."""
-        result: dict[str, dict[int, float]] = {name: {} for name in self.source_names}
+    def epochs(self, n: int) -> dict[str, dict[PackKey, float]]:
+        """Source -> `StagePlan.rows_key` -> how often those rows of it were read among the first n samples."""
+        result: dict[str, dict[PackKey, float]] = {name: {} for name in self.source_names}
         for stage, part in self._stage_parts(n):
-            seq_len = self.stages[stage].seq_len
+            key = self.stages[stage].rows_key
             for source, samples in zip(self._members[stage], self._quotas[stage].counts(part), strict=True):
                 lengths = result[self.source_names[source]]
-                num_rows = max(1, self._sources[source].rows[seq_len][0])
-                lengths[seq_len] = lengths.get(seq_len, 0.0) + int(samples) / num_rows
+                num_rows = max(1, self._sources[source].rows[key][0])
+                lengths[key] = lengths.get(key, 0.0) + int(samples) / num_rows
         return result
 
     def error_bound(self, stage: int) -> float:
@@ -269,7 +298,7 @@ class SampleOrder:
             "version": ORDER_VERSION,
             "seed": self.seed,
             "sources": {source.name: source.fingerprint for source in self._sources if source.name in used},
-            "stages": [asdict(stage) for stage in self.stages],
+            "stages": [stage.identity() for stage in self.stages],
         }
 
     @property
@@ -315,6 +344,9 @@ class SampleOrder:
         now = asdict(self.stages[number])
         name = saved["name"]
         problems = []
+        was, now_is = (plan.get("packing", CONCAT) for plan in (saved, self.stages[number].identity()))
+        if was != now_is:
+            problems.append(f"stage '{name}' packing was {was} and is {now_is}")
         for key, what in (("name", "name"), ("num_samples", "length in samples (tokens)"), ("seq_len", "seq_len")):
             if saved[key] != now[key]:
                 problems.append(f"stage '{name}' {what} was {saved[key]} and is {now[key]}")
