@@ -14,7 +14,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from cpt_dist.data.packing import PackPlan, document_pieces
+from cpt_dist.data.blocks import Blocks
+from cpt_dist.data.packing import PackPlan, Row
 
 IGNORE_INDEX = -100
 """Label of a token that isn't to predict anything."""
@@ -75,82 +76,141 @@ class Batch:
         return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
 
 
-class _Assembly:
-    """Collects pieces and their labels and makes the batch."""
-
-    def __init__(self) -> None:
-        self.input_ids: list[np.ndarray] = []
-        self.labels: list[np.ndarray] = []
-        self.lengths: list[np.ndarray] = []
-        self.sources: list[int] = []
-        self.source_tokens: list[int] = []
-        self.doc_ids: list[np.ndarray] = []
-
-    def add(self, input_ids: np.ndarray, labels: np.ndarray, lengths: np.ndarray, ids: np.ndarray, source: int) -> None:
-        self.input_ids.append(input_ids)
-        self.labels.append(labels)
-        self.lengths.append(lengths)
-        self.doc_ids.append(ids)
-        self.sources.append(source)
-        self.source_tokens.append(input_ids.size)
-
-    def batch(self, sample_ids: np.ndarray) -> Batch:
-        lengths = np.concatenate(self.lengths)
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        positions = np.arange(bounds[-1], dtype=np.int64) - np.repeat(bounds[:-1], lengths)
-        return Batch(
-            input_ids=torch.from_numpy(np.concatenate(self.input_ids, dtype=np.int64)),
-            labels=torch.from_numpy(np.concatenate(self.labels, dtype=np.int64)),
-            position_ids=torch.from_numpy(positions),
-            cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
-            source_ids=torch.from_numpy(np.repeat(np.array(self.sources, dtype=np.int64), self.source_tokens)),
-            doc_ids=torch.from_numpy(np.concatenate(self.doc_ids)),
-            sample_ids=torch.from_numpy(sample_ids),
-        )
-
-
 def build_batch(
     sources: Sequence[TokenSource],
     plans: Sequence[PackPlan],
     source: np.ndarray,
     row: np.ndarray,
     sample_ids: np.ndarray,
+    positions: str = "restart",
 ) -> Batch:
     """The micro-batch of the rows `row` of `source` (int64 [rows], indices into `sources` and `plans`).
 
-    Each span is read with the one token after it, which is the label of its last token. Raises ValueError for no
-    rows, and UserError for a damaged block of a shard.
+    `positions` is restart or continue (`DataConfig.positions`). A span that ends within a document is read with the
+    one token after it, which is the label of its last token. Raises ValueError for no rows, and UserError for a
+    damaged block of a shard.
     """
     if not len(row):
         raise ValueError("a batch needs a row; a rank without one takes filler_batch()")
-    assembly = _Assembly()
-    for source_index, row_index in zip(source.tolist(), row.tolist(), strict=True):
-        where = plans[source_index].row(row_index)
-        origin = sources[source_index]
-        offsets = origin.doc_offsets(where.shard)
-        for start, stop in where.spans:
-            with_next = origin.tokens(where.shard, start, min(stop + 1, int(origin.shard_tokens[where.shard])))
-            labels = np.full(stop - start, IGNORE_INDEX, dtype=np.int64)
-            labels[: with_next.size - 1] = with_next[1:]
-            first, bounds = document_pieces(offsets, start, stop)
-            lengths = np.diff(bounds)
-            present = np.flatnonzero(lengths)
-            documents = first + present
-            ends = bounds[1:][present]
-            closed = ends[ends.astype(np.uint64) == offsets[documents + 1]]
-            labels[closed - 1 - start] = IGNORE_INDEX
-            ids = origin.doc_ids(where.shard)[documents]
-            assembly.add(with_next[: stop - start], labels, lengths[present], ids, source_index)
-    return assembly.batch(np.array(sample_ids, dtype=np.int64))
+    owners = source.tolist()
+    rows = [plans[owner].row(index) for owner, index in zip(owners, row.tolist(), strict=True)]
+    num_tokens = sum(stop - start for where in rows for start, stop in where.spans)
+    columns = _columns(num_tokens)
+    input_ids, source_ids = columns[0], columns[3]
+    begins, skipped, doc_ids = [], [], []
+    continued: list[tuple[int, int]] = []  # (place of a row's last token, token after it in the same document)
+    at = 0
+    for owner, where in zip(owners, rows, strict=True):
+        origin = sources[owner]
+        documents, start, begin, ends_document = _row_pieces(where, origin.doc_offsets(where.shard), at)
+        row_at = at
+        for (first, last), is_end in zip(where.spans, ends_document, strict=True):
+            tokens = origin.tokens(where.shard, first, last if is_end else last + 1)
+            stop = at + last - first
+            input_ids[at:stop] = tokens if is_end else tokens[:-1]
+            if not is_end:
+                continued.append((stop - 1, int(tokens[-1])))
+            at = stop
+        source_ids[row_at:at] = owner
+        begins.append(begin)
+        skipped.append(start)
+        doc_ids.append(origin.doc_ids(where.shard)[documents])
+    return _batch(
+        columns,
+        np.concatenate([*begins, [num_tokens]], dtype=np.int64),
+        np.concatenate(doc_ids),
+        np.array(sample_ids, dtype=np.int64),
+        continued,
+        np.concatenate(skipped) if positions == "continue" else None,
+    )
+
+
+def _row_pieces(row: Row, doc_offsets: np.ndarray, at: int) -> tuple[slice | np.ndarray, np.ndarray, np.ndarray, list]:
+    """The document pieces of a row whose first token gets the place `at` of the batch.
+
+    Returns index of each piece's document, tokens of the document before the piece, place of the piece's first token,
+    and for each span whether it ends where a document does. Boundaries come from the record, never from a separator
+    token. A document without tokens gives a piece without tokens.
+    """
+    offsets = doc_offsets.view(np.int64)  # so that neither a key nor a sum turns the array into doubles
+    if len(row.spans) == 1:
+        ((start, stop),) = row.spans
+        first = int(offsets.searchsorted(start, side="right")) - 1
+        last = int(offsets.searchsorted(stop, side="left"))
+        begin = offsets[first:last] + (at - start)
+        before = np.zeros(last - first, dtype=np.int64)
+        before[0] = at - begin[0]
+        begin[0] = at
+        return slice(first, last), before, begin, [offsets[last] == stop]
+    starts, stops = np.array(row.spans, dtype=np.int64).T
+    lasts = offsets.searchsorted(stops, side="left")
+    firsts = offsets.searchsorted(starts, side="right") - 1
+    counts = lasts - firsts
+    ends = np.cumsum(counts)
+    documents = np.arange(ends[-1]) + np.repeat(firsts - ends + counts, counts)
+    lengths = stops - starts
+    begin = np.maximum(offsets[documents], np.repeat(starts, counts))
+    before = begin - offsets[documents]
+    begin += np.repeat(np.cumsum(lengths) - lengths - starts + at, counts)
+    return documents, before, begin, (offsets[lasts] == stops).tolist()
+
+
+def _columns(num_tokens: int) -> np.ndarray:
+    """int64 [4, tokens], not filled: input_ids, labels, position_ids and source_ids of a batch."""
+    return _blocks.columns(4, num_tokens)
+
+
+_blocks = Blocks()
+_counting = np.arange(1 << 16, dtype=np.int64)
+
+
+def _batch(
+    columns: np.ndarray,
+    bounds: np.ndarray,
+    doc_ids: np.ndarray,
+    sample_ids: np.ndarray,
+    continued: Sequence[tuple[int, int]] = (),
+    skipped: np.ndarray | None = None,
+) -> Batch:
+    """The batch of pieces between `bounds` (int64 [pieces + 1]), some of which may have no token.
+
+    `columns` (`_columns`) has input_ids and source_ids; labels and positions are filled in here.
+    `continued`: (place, label) of last tokens whose document goes on elsewhere. `skipped` (int64 [pieces]): tokens of
+    the document before each piece, which the positions then count from.
+    """
+    lengths = bounds[1:] - bounds[:-1]
+    if not lengths.all():
+        present = np.flatnonzero(lengths)
+        lengths, doc_ids, bounds = lengths[present], doc_ids[present], np.append(bounds[present], bounds[-1])
+        skipped = None if skipped is None else skipped[present]
+    input_ids, labels, positions, source_ids = columns
+    num_tokens = len(input_ids)
+    labels[:-1] = input_ids[1:]
+    labels[bounds[1:] - 1] = IGNORE_INDEX
+    if continued:
+        places, following = zip(*continued, strict=True)
+        labels[list(places)] = following
+    origins = np.repeat(bounds[:-1] if skipped is None else bounds[:-1] - skipped, lengths)
+    counting = _counting[:num_tokens] if num_tokens <= len(_counting) else np.arange(num_tokens)
+    np.subtract(counting, origins, out=positions)
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        labels=torch.from_numpy(labels),
+        position_ids=torch.from_numpy(positions),
+        cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
+        source_ids=torch.from_numpy(source_ids),
+        doc_ids=torch.from_numpy(doc_ids),
+        sample_ids=torch.from_numpy(sample_ids),
+    )
 
 
 def filler_batch() -> Batch:
     """A batch of no rows and no targets, for a rank that has none left and must still enter the collectives."""
-    assembly = _Assembly()
-    zeros = np.zeros(_FILLER_TOKENS, dtype=np.int64)
+    columns = np.zeros((4, _FILLER_TOKENS), dtype=np.int64)
     ids = np.zeros((1, 16), dtype=np.uint8)
-    assembly.add(zeros, np.full(_FILLER_TOKENS, IGNORE_INDEX), np.array([_FILLER_TOKENS]), ids, 0)
-    return assembly.batch(np.empty(0, dtype=np.int64))
+    batch = _batch(columns, np.array([0, _FILLER_TOKENS]), ids, np.empty(0, dtype=np.int64))
+    batch.labels.fill_(IGNORE_INDEX)
+    return batch
 
 
 def pack_documents(documents: Sequence[np.ndarray | Sequence[int]], source: int = 0) -> Batch:
@@ -160,10 +220,13 @@ def pack_documents(documents: Sequence[np.ndarray | Sequence[int]], source: int 
     """
     if not documents or any(not len(document) for document in documents):
         raise ValueError("pack_documents needs at least one document, and a token in each")
-    assembly = _Assembly()
-    ids = np.zeros((1, 16), dtype=np.uint8)
-    for document in documents:
-        tokens = np.asarray(document).astype(np.int64)
-        labels = np.append(tokens[1:], IGNORE_INDEX)
-        assembly.add(tokens, labels, np.array([tokens.size]), ids, source)
-    return assembly.batch(np.arange(len(documents), dtype=np.int64))
+    bounds = np.cumsum([0, *(len(document) for document in documents)], dtype=np.int64)
+    columns = _columns(int(bounds[-1]))
+    columns[0] = np.concatenate([np.asarray(document).astype(np.int64) for document in documents])
+    columns[3] = source
+    return _batch(
+        columns,
+        bounds,
+        np.zeros((len(documents), 16), dtype=np.uint8),
+        np.arange(len(documents), dtype=np.int64),
+    )

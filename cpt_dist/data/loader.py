@@ -38,7 +38,9 @@ class _MicroBatches(Dataset[Batch | UserError]):
         world_size: int,
         micro_batch: int,
         first_sample: int,
+        positions: str = "restart",
     ) -> None:
+        self._positions = positions
         self._order, self._sources, self._rank, self._world_size = order, list(sources), rank, world_size
         self._micro_batch, self._first_sample = micro_batch, first_sample
         self._batch_samples = order.stages[stage].batch_samples
@@ -65,7 +67,8 @@ class _MicroBatches(Dataset[Batch | UserError]):
             return filler_batch()
         sample_ids = self._first_sample + step * self._batch_samples + places
         try:
-            return build_batch(self._sources, self._plans, samples.source[places], samples.row[places], sample_ids)
+            source, row = samples.source[places], samples.row[places]
+            return build_batch(self._sources, self._plans, source, row, sample_ids, self._positions)
         except UserError as error:
             return error
 
@@ -98,13 +101,14 @@ class StepLoader:
         num_workers: int = 0,
         first_sample: int | None = None,
         pin_memory: bool = False,
+        positions: str = "restart",
     ) -> None:
         plan, start = order.stages[stage], order.stage_starts[stage]
         plan.check_world_size(world_size)
         first_sample = start if first_sample is None else first_sample
         if not start <= first_sample <= order.stage_starts[stage + 1] or (first_sample - start) % plan.batch_samples:
             raise ValueError(f"sample {first_sample} is no step boundary of stage '{plan.name}'")
-        self._batches = _MicroBatches(order, sources, stage, rank, world_size, micro_batch, first_sample)
+        self._batches = _MicroBatches(order, sources, stage, rank, world_size, micro_batch, first_sample, positions)
         self._num_workers, self._pin_memory = num_workers, pin_memory
         self.wait_seconds = 0.0
         """Time that the iterating program spent waiting for micro-batches, since the loader was made."""

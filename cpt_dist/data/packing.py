@@ -6,6 +6,7 @@ nothing is rewritten. Rows stay inside one shard, which keeps each readable alon
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,26 +51,28 @@ class ConcatAndChunk:
         if seq_len < 1:
             raise ValueError(f"seq_len {seq_len} must be at least 1")
         self.seq_len = seq_len
-        self._shard_tokens = np.asarray(shard_tokens, dtype=np.int64)
-        self._first_rows = np.concatenate([[0], np.cumsum(-(-self._shard_tokens // seq_len))])
+        sizes = np.asarray(shard_tokens, dtype=np.int64)
+        # Lists: asked for one row at a time, they are ten times as fast as arrays.
+        self._shard_tokens: list[int] = sizes.tolist()
+        self._first_rows: list[int] = [0, *np.cumsum(-(-sizes // seq_len)).tolist()]
 
     @property
     def num_rows(self) -> int:
         """Rows of the source."""
-        return int(self._first_rows[-1])
+        return self._first_rows[-1]
 
     @property
     def num_tokens(self) -> int:
         """Tokens of the source: every one is in exactly one row."""
-        return int(self._shard_tokens.sum())
+        return sum(self._shard_tokens)
 
     def row(self, index: int) -> Row:
         """Where the tokens of row `index` lie; raises IndexError outside 0 … num_rows-1."""
         if not 0 <= index < self.num_rows:
             raise IndexError(f"row {index} is outside 0 to {self.num_rows - 1}")
-        shard = int(np.searchsorted(self._first_rows, index, side="right")) - 1
-        start = (index - int(self._first_rows[shard])) * self.seq_len
-        return Row(shard, ((start, min(start + self.seq_len, int(self._shard_tokens[shard]))),))
+        shard = bisect_right(self._first_rows, index) - 1
+        start = (index - self._first_rows[shard]) * self.seq_len
+        return Row(shard, ((start, min(start + self.seq_len, self._shard_tokens[shard])),))
 
 
 def document_pieces(doc_offsets: np.ndarray, start: int, stop: int) -> tuple[int, np.ndarray]:

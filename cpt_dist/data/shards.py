@@ -70,7 +70,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 class ShardFile:
     """One shard file and its entry in the manifest, mapped and checked when first touched.
 
-    `sections` is name -> (dtype, first byte, one past the last byte); `verified` is bool [num_blocks].
+    `sections` is name -> (dtype, first byte, one past the last byte), `views` name -> the whole tensor; `verified` has
+    a 1 for each block that was checked.
     """
 
     path: Path
@@ -78,14 +79,15 @@ class ShardFile:
     source: str
     memory: np.memmap | None = None
     sections: dict[str, tuple[Any, int, int]] = field(default_factory=dict)
-    verified: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    verified: bytearray = field(default_factory=bytearray)
+    views: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "entry": self.entry, "source": self.source}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy in another process maps the file and verifies it for itself.
-        self.__dict__.update(state, memory=None, sections={}, verified=np.zeros(0, dtype=bool))
+        self.__dict__.update(state, memory=None, sections={}, verified=bytearray(), views={})
 
     def _refuse(self, what: str) -> UserError:
         return UserError(
@@ -104,7 +106,7 @@ class ShardFile:
             memory = np.memmap(self.path, dtype=np.uint8, mode="r")
         except OSError as error:
             raise self._refuse(f"cannot be read ({error.strerror})") from error
-        self.verified = np.zeros(len(self.entry["blocks"]), dtype=bool)
+        self.verified = bytearray(len(self.entry["blocks"]))
         self._verify(memory, 0, 1)
         header_bytes = int.from_bytes(memory[:8].tobytes(), "little")
         self._verify(memory, 0, 8 + header_bytes)
@@ -117,16 +119,19 @@ class ShardFile:
         self.memory = memory
         return memory
 
-    def _verify(self, memory: np.memmap, first: int, last: int) -> None:
+    def _verify(self, memory: np.ndarray | None, first: int, last: int) -> None:
         """Compare the checksum of each block that overlaps bytes [first, last) and was not compared before."""
         size = self.entry["block_bytes"]
-        for block in range(first // size, min(-(-last // size), len(self.verified))):
+        begin, end = first // size, min(-(-last // size), len(self.verified))
+        if self.verified.find(0, begin, end) < 0:
+            return
+        for block in range(begin, end):
             if not self.verified[block]:
                 content = memory[block * size : (block + 1) * size]
                 found, expected = xxhash.xxh3_64_hexdigest(content.data), self.entry["blocks"][block]
                 if found != expected:
                     raise self._refuse(f"block {block} has checksum {found} but its manifest says {expected}")
-                self.verified[block] = True
+                self.verified[block] = 1
 
     def verify_all(self) -> None:
         """Check every block now."""
@@ -135,11 +140,14 @@ class ShardFile:
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Elements [start, stop) of a tensor, as a read-only view of the mapped file."""
-        memory = self.open()
-        dtype, first, _ = self.sections[name]
-        width = np.dtype(dtype).itemsize
-        self._verify(memory, first + start * width, first + stop * width)
-        return np.asarray(memory[first + start * width : first + stop * width]).view(dtype)
+        if name not in self.views:
+            memory = self.open()
+            dtype, first, last = self.sections[name]
+            self.views[name] = np.asarray(memory[first:last]).view(dtype)
+        view, first = self.views[name], self.sections[name][1]
+        width = view.itemsize
+        self._verify(self.memory, first + start * width, first + stop * width)
+        return view[start:stop]
 
 
 class Source:

@@ -156,6 +156,7 @@ class Run:
             num_workers=self.config.data.num_workers,
             first_sample=self.position,
             pin_memory=self.world.device.type == "cuda",
+            positions=self.config.data.positions,
         )
         batches = iter(loader)
         waited = 0.0

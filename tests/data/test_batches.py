@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt_dist.data.batches import IGNORE_INDEX, build_batch, filler_batch, pack_documents
+from cpt_dist.data.best_fit import BestFit
 from cpt_dist.data.packing import ConcatAndChunk, Row
 from tests.helpers.memory_sources import MemorySource
 
@@ -137,3 +138,25 @@ def test_a_batch_without_rows_is_refused():
     empty = np.empty(0, dtype=np.int64)
     with pytest.raises(ValueError, match="filler_batch"):
         build_batch([], [], empty, empty, empty)
+
+
+@given(shards=SHARDS, seq_len=st.integers(2, 20), best_fit=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_continued_positions_are_places_in_the_document(shards, seq_len, best_fit):
+    source = MemorySource("a", shards)
+    plan = BestFit(source, seq_len) if best_fit else ConcatAndChunk(source.shard_tokens, seq_len)
+    rows = np.arange(plan.num_rows)
+    batch = build_batch([source], [plan], np.zeros_like(rows), rows, rows, "continue")
+    assert torch.equal(batch.position_ids, batch.input_ids % 100)  # the fake's tokens say where they are from
+
+
+def test_the_memory_of_a_batch_is_used_again_only_when_none_of_its_tensors_is_kept():
+    source = MemorySource("a", [[50, 60]])
+    kept = [batch_of_all_rows(source, 16) for _ in range(3)]
+    labels = kept.pop().labels
+    before = [(batch.input_ids.clone(), labels.clone()) for batch in kept]
+    for _ in range(20):
+        batch_of_all_rows(MemorySource("b", [[110]], first_document=7), 16)
+    assert all(torch.equal(batch.input_ids, ids) for batch, (ids, _) in zip(kept, before, strict=True))
+    assert torch.equal(labels, before[0][1])
+    assert len({batch_of_all_rows(source, 16).input_ids.data_ptr() for _ in range(50)}) < 10
