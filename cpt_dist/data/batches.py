@@ -97,12 +97,13 @@ def build_batch(
     num_tokens = sum(stop - start for where in rows for start, stop in where.spans)
     columns = _columns(num_tokens)
     input_ids, source_ids = columns[0], columns[3]
-    begins, skipped, doc_ids = [], [], []
+    begins, firsts, doc_ids = [], [], []
     continued: list[tuple[int, int]] = []  # (place of a row's last token, token after it in the same document)
     at = 0
     for owner, where in zip(owners, rows, strict=True):
         origin = sources[owner]
-        documents, start, begin, ends_document = _row_pieces(where, origin.doc_offsets(where.shard), at)
+        offsets = origin.doc_offsets(where.shard).view(np.int64)  # so that no key turns the array into doubles
+        documents, begin, ends_document = _row_pieces(where, offsets, at)
         row_at = at
         for (first, last), is_end in zip(where.spans, ends_document, strict=True):
             tokens = origin.tokens(where.shard, first, last if is_end else last + 1)
@@ -113,7 +114,8 @@ def build_batch(
             at = stop
         source_ids[row_at:at] = owner
         begins.append(begin)
-        skipped.append(start)
+        if positions == "continue":
+            firsts.append(_tokens_before(where, offsets[documents]))
         doc_ids.append(origin.doc_ids(where.shard)[documents])
     return _batch(
         columns,
@@ -121,27 +123,24 @@ def build_batch(
         np.concatenate(doc_ids),
         np.array(sample_ids, dtype=np.int64),
         continued,
-        np.concatenate(skipped) if positions == "continue" else None,
+        np.concatenate(firsts) if firsts else None,
     )
 
 
-def _row_pieces(row: Row, doc_offsets: np.ndarray, at: int) -> tuple[slice | np.ndarray, np.ndarray, np.ndarray, list]:
+def _row_pieces(row: Row, offsets: np.ndarray, at: int) -> tuple[slice | np.ndarray, np.ndarray, list[bool]]:
     """The document pieces of a row whose first token gets the place `at` of the batch.
 
-    Returns index of each piece's document, tokens of the document before the piece, place of the piece's first token,
+    `offsets` is int64 [num_documents + 1]. Returns index of each piece's document, place of the piece's first token,
     and for each span whether it ends where a document does. Boundaries come from the record, never from a separator
     token. A document without tokens gives a piece without tokens.
     """
-    offsets = doc_offsets.view(np.int64)  # so that neither a key nor a sum turns the array into doubles
     if len(row.spans) == 1:
         ((start, stop),) = row.spans
-        first = int(offsets.searchsorted(start, side="right")) - 1
-        last = int(offsets.searchsorted(stop, side="left"))
+        first = int(offsets.searchsorted(start, "right")) - 1
+        last = int(offsets.searchsorted(stop))
         begin = offsets[first:last] + (at - start)
-        before = np.zeros(last - first, dtype=np.int64)
-        before[0] = at - begin[0]
         begin[0] = at
-        return slice(first, last), before, begin, [offsets[last] == stop]
+        return slice(first, last), begin, [bool(offsets[last] == stop)]
     starts, stops = np.array(row.spans, dtype=np.int64).T
     lasts = offsets.searchsorted(stops, side="left")
     firsts = offsets.searchsorted(starts, side="right") - 1
@@ -150,9 +149,17 @@ def _row_pieces(row: Row, doc_offsets: np.ndarray, at: int) -> tuple[slice | np.
     documents = np.arange(ends[-1]) + np.repeat(firsts - ends + counts, counts)
     lengths = stops - starts
     begin = np.maximum(offsets[documents], np.repeat(starts, counts))
-    before = begin - offsets[documents]
     begin += np.repeat(np.cumsum(lengths) - lengths - starts + at, counts)
-    return documents, before, begin, (offsets[lasts] == stops).tolist()
+    return documents, begin, (offsets[lasts] == stops).tolist()
+
+
+def _tokens_before(row: Row, document_begins: np.ndarray) -> np.ndarray:
+    """int64 [pieces]: tokens that each piece's document has before it. Only a span's first piece can have any."""
+    starts = np.array([start for start, _ in row.spans])
+    own = np.maximum(np.searchsorted(document_begins, starts, side="right") - 1, 0)
+    result = np.zeros(len(document_begins), dtype=np.int64)
+    result[own] = starts - document_begins[own]
+    return result
 
 
 def _columns(num_tokens: int) -> np.ndarray:

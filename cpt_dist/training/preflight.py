@@ -35,9 +35,7 @@ def open_sources(config: CptConfig) -> list[Source]:
 
 def sample_order(config: CptConfig, sources: list[Source]) -> SampleOrder:
     """The order of the run's samples."""
-    return SampleOrder.from_sources(
-        config.stages, sources, config.seed, config.data.packing, config.data.cache_plans
-    )
+    return SampleOrder.from_sources(config.stages, sources, config.seed, config.data.packing, config.data.cache_plans)
 
 
 def check_files(config: CptConfig) -> None:
