@@ -7,6 +7,7 @@ input_ids with document lengths. It imports nothing of cpt_dist.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -83,7 +84,7 @@ def megatron(job: dict):
         blend.append(str(prefix))
         if not prefix.with_suffix(".idx").exists():
             builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
-            for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+            for begin, end in itertools.pairwise(offsets):
                 builder.add_document(torch.from_numpy(tokens[begin:end].astype(np.int64)), [int(end - begin)])
             builder.finalize(f"{prefix}.idx")
     separator = job["separator"]

@@ -1,9 +1,8 @@
 """Best-fit packing: documents laid into rows so that one that fits into a row is never cut.
 
 Within a shard the pieces are placed from the longest to the shortest, each into the row with the least room that
-still takes it (best-fit decreasing: Ding et al. 2024, arXiv 2404.10830); where that leaves gaps, `exact_fill.py` is tried
-too and the plan with fewer rows is taken. A document longer than a row is cut every
-`seq_len` tokens and every piece is used; a shard records no sections or paragraphs, so no cut looks for one.
+still takes it (best-fit decreasing: Ding et al. 2024, arXiv 2404.10830); where that leaves gaps, `exact_fill.py` is
+tried too and the plan with fewer rows is taken. A document longer than a row is cut every `seq_len` tokens and every piece is used; a shard records no sections or paragraphs, so no cut looks for one.
 Nothing is drawn: a plan is a function of the documents' lengths and of `seq_len`.
 """
 
@@ -150,9 +149,10 @@ class BestFit:
         self._first_rows: np.ndarray | None = None
 
     def _path(self, shard: int) -> Path | None:
-        if not self._cache or not hasattr(self._source, "folder"):
+        folder, manifest = (getattr(self._source, name, None) for name in ("folder", "manifest"))
+        if not self._cache or folder is None or manifest is None:
             return None
-        return plan_path(self._source.folder, self._source.manifest["shards"][shard], self.seq_len, BEST_FIT_VERSION)
+        return plan_path(folder, manifest["shards"][shard], self.seq_len, BEST_FIT_VERSION)
 
     def shard(self, number: int) -> ShardRows:
         """The rows of one shard."""

@@ -119,7 +119,7 @@ class ShardFile:
         self.memory = memory
         return memory
 
-    def _verify(self, memory: np.ndarray | None, first: int, last: int) -> None:
+    def _verify(self, memory: np.ndarray, first: int, last: int) -> None:
         """Compare the checksum of each block that overlaps bytes [first, last) and was not compared before."""
         size = self.entry["block_bytes"]
         begin, end = first // size, min(-(-last // size), len(self.verified))
@@ -140,13 +140,13 @@ class ShardFile:
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Elements [start, stop) of a tensor, as a read-only view of the mapped file."""
+        memory = self.open()
         if name not in self.views:
-            memory = self.open()
             dtype, first, last = self.sections[name]
             self.views[name] = np.asarray(memory[first:last]).view(dtype)
         view, first = self.views[name], self.sections[name][1]
         width = view.itemsize
-        self._verify(self.memory, first + start * width, first + stop * width)
+        self._verify(memory, first + start * width, first + stop * width)
         return view[start:stop]
 
 
