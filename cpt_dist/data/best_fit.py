@@ -2,8 +2,9 @@
 
 Within a shard the pieces are placed from the longest to the shortest, each into the row with the least room that
 still takes it (best-fit decreasing: Ding et al. 2024, arXiv 2404.10830); where that leaves gaps, `exact_fill.py` is
-tried too and the plan with fewer rows is taken. A document longer than a row is cut every `seq_len` tokens and every piece is used; a shard records no sections or paragraphs, so no cut looks for one.
-Nothing is drawn: a plan is a function of the documents' lengths and of `seq_len`.
+tried too and the plan with fewer rows is taken. A document longer than a row is cut every `seq_len` tokens and every
+piece is used; a shard records no sections or paragraphs, so no cut looks for one. Nothing is drawn: a plan is a
+function of the documents' lengths and of `seq_len`.
 """
 
 from __future__ import annotations
