@@ -14,15 +14,13 @@ PEERS = {
     "megatron-core 0.16.1": ["megatron-core==0.16.1"],
     "grain 0.2.18": ["grain==0.2.18"],
     "datasets 5.2.0": ["datasets==5.2.0"],
-    "litdata 0.2.76": ["litdata==0.2.76"],
-    "mosaicml-streaming 0.13.0": ["mosaicml-streaming==0.13.0", "transformers<5", "numpy<2.2"],
 }
 """Name and version -> what pip installs."""
 
 
 def peer_python(name: str, cache: Path) -> Path:
     """The interpreter of a peer's environment under `cache`; raises RuntimeError with the reason where pip fails."""
-    folder = cache / name.split()[0].split("-")[0].replace("mosaicml", "streaming")
+    folder = cache / name.split()[0].split("-")[0]
     python, ready = folder / "bin" / "python", folder / ".ready"
     if ready.exists():
         return python
