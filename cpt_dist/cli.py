@@ -8,6 +8,7 @@ on this way.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 import sys
@@ -28,6 +29,7 @@ from cpt_dist.validation import validate
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 EXIT_USER_ERROR = 2
+_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def run(main: Callable[[CptConfig], None], needs: Iterable[str] = (), short: Mapping[str, str] | None = None) -> None:
@@ -54,6 +56,12 @@ def run(main: Callable[[CptConfig], None], needs: Iterable[str] = (), short: Map
             main(config)
         except UserError as error:  # here, since Hydra writes a preamble of its own on an exception of the task
             _leave(error.problems, rank, same_on_all_ranks=not composed)
+        except OSError as error:
+            if error.errno not in _STORAGE_ERRORS:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            problem = f"{where}{error.strerror}; make room or give write access, and start again: what was whole stays"
+            _leave([problem], rank, same_on_all_ranks=False)
 
     try:
         _check_overrides(overrides)

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 from cpt_dist.checkpoint.dcp import SafeReader
 from cpt_dist.errors import UserError
@@ -63,8 +64,20 @@ class CheckpointStore:
     def save(self, step: int, tensors: dict[str, torch.Tensor], trainer: dict[str, Any], probe: Probe | None) -> Path:
         """Write a checkpoint; every rank calls it with its tensors and the same `trainer`.
 
-        Either all ranks return and the checkpoint exists, or all raise and it doesn't. Older ones are pruned after.
+        Either all ranks return and the checkpoint exists, or all raise UserError with what the disk said, and it
+        doesn't. Older ones are pruned after.
         """
+        try:
+            return self._save(step, tensors, trainer, probe)
+        except (OSError, CheckpointException) as error:
+            causes = error.failures.values() if isinstance(error, CheckpointException) else [(error, None)]
+            said = "; ".join(sorted({str(cause[0]) for cause in causes}))
+            raise UserError(
+                f"the checkpoint of step {step} was not written to {self.folder}: {said}; older ones are whole, "
+                "mend the disk and start again"
+            ) from error
+
+    def _save(self, step: int, tensors: dict[str, torch.Tensor], trainer: dict[str, Any], probe: Probe | None) -> Path:
         first = dist.get_rank() == 0
         target, temporary = self.path(step), self.folder / f".{step_folder(step)}.tmp"
 

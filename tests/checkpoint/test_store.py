@@ -112,7 +112,17 @@ def test_a_save_that_fails_leaves_the_older_ones(store, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("cpt_dist.checkpoint.store.write_json", no_space)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
+        store.save(20, tensors(20), {}, None)
+    assert store.newest_whole("refuse") == 12
+
+
+def test_a_disk_that_is_full_while_tensors_are_written_is_said_so(store, monkeypatch):
+    def no_space(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", no_space)
+    with pytest.raises(UserError, match="No space left"):
         store.save(20, tensors(20), {}, None)
     assert store.newest_whole("refuse") == 12
 

@@ -1,0 +1,33 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = """
+import errno, os
+from cpt_dist.cli import run
+
+def main(config):
+    raise OSError({number}, os.strerror({number}), "runs/x/metrics.jsonl")
+
+run(main)
+"""
+
+
+def result_of(number):
+    words = [sys.executable, "-c", PROGRAM.format(number=number), "model.path=x", "data.shards=y", "run_dir=z"]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ)
+
+
+def test_a_full_disk_is_one_line_and_exit_code_2():
+    done = result_of(28)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: runs/x/metrics.jsonl: No space left on device; make room")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_error_that_is_no_mistake_keeps_its_traceback():
+    done = result_of(5)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
