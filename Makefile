@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# More would let tests with processes of their own fight over the cores of a small machine.
+TEST_PROCESSES ?= 2
 
 .PHONY: setup demo test test-fast lint bench docs clean
 
@@ -18,7 +20,7 @@ demo: setup
 	$(BIN)/python demo/demo.py
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-fast: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not distributed and not e2e and not peer'
