@@ -34,13 +34,14 @@ NUM_WINDOW_BATCHES = 8
 POINTS = (0.0, 0.1, 0.5, 0.9, 1.0)
 
 
-@dataclass
+@dataclass(eq=False)
 class ZeroSource:
     """A source as its manifest describes it, whose tokens are all 0 and whose documents are equally long."""
 
     name: str
     shard_tokens: np.ndarray
     fingerprint: str
+    role: str = "domain"
     _offsets: dict[int, np.ndarray] = field(default_factory=dict)
 
     def tokens(self, shard: int, start: int, stop: int) -> np.ndarray:
@@ -54,6 +55,9 @@ class ZeroSource:
 
     def doc_ids(self, shard: int) -> np.ndarray:
         return np.broadcast_to(np.uint8(0), (len(self.doc_offsets(shard)) - 1, 16))
+
+    def documents(self, shard: int) -> None:
+        return None
 
 
 def manifest(num_sources: int, num_shards: int, num_tokens: int) -> list[ZeroSource]:

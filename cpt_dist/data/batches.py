@@ -9,32 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from cpt_dist.data.packing import PackPlan, document_pieces
+from cpt_dist.data.packing import PackPlan, RowSource, document_pieces
 
 IGNORE_INDEX = -100
 """Label of a token that isn't to predict anything."""
 
 _FILLER_TOKENS = 2
-
-
-class TokenSource(Protocol):
-    """What of `cpt_dist.data.shards.Source` a batch is read from."""
-
-    shard_tokens: np.ndarray
-
-    def tokens(self, shard: int, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of a shard, u16 or u32."""
-
-    def doc_offsets(self, shard: int) -> np.ndarray:
-        """uint64 [num_documents + 1]."""
-
-    def doc_ids(self, shard: int) -> np.ndarray:
-        """uint8 [num_documents, 16]."""
 
 
 @dataclass
@@ -113,7 +97,7 @@ class _Assembly:
 
 
 def build_batch(
-    sources: Sequence[TokenSource],
+    sources: Sequence[RowSource],
     plans: Sequence[PackPlan],
     source: np.ndarray,
     row: np.ndarray,

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cpt_dist.data.batches import Batch, TokenSource, build_batch, filler_batch
+from cpt_dist.data.batches import Batch, build_batch, filler_batch
 from cpt_dist.data.order import SampleOrder, Samples
-from cpt_dist.data.packing import ConcatAndChunk
+from cpt_dist.data.packing import RowSource
 from cpt_dist.data.permutation import Permutation, derive_key
+from cpt_dist.data.plans import make_plan
 from cpt_dist.errors import UserError
 
 _MICRO_BATCHES_AHEAD = 4
@@ -32,7 +33,7 @@ class _MicroBatches(Dataset[Batch | UserError]):
     def __init__(
         self,
         order: SampleOrder,
-        sources: Sequence[TokenSource],
+        sources: Sequence[RowSource],
         stage: int,
         rank: int,
         world_size: int,
@@ -45,7 +46,7 @@ class _MicroBatches(Dataset[Batch | UserError]):
         rows_of_a_rank = -(-self._batch_samples // world_size)
         self.per_step = -(-rows_of_a_rank // micro_batch)
         self.num_steps = (order.stage_starts[stage + 1] - first_sample) // self._batch_samples
-        self._plans = [ConcatAndChunk(source.shard_tokens, order.stages[stage].seq_len) for source in sources]
+        self._plans = [make_plan(source, order.stages[stage].seq_len) for source in sources]
         self._step: tuple[int, np.ndarray, Samples] | None = None
 
     def __len__(self) -> int:
@@ -88,7 +89,7 @@ class StepLoader:
     def __init__(
         self,
         order: SampleOrder,
-        sources: Sequence[TokenSource],
+        sources: Sequence[RowSource],
         *,
         stage: int,
         rank: int = 0,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpt_dist.data.order import SampleOrder
-from cpt_dist.data.packing import ConcatAndChunk, PackPlan, document_pieces
-from cpt_dist.data.shards import Source
+from cpt_dist.data.packing import PackPlan, RowSource, document_pieces
+from cpt_dist.data.plans import make_plan
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ def step_of_sample(order: SampleOrder, n: int) -> int:
     return before + (n - order.stage_starts[stage]) // order.stages[stage].batch_samples + 1
 
 
-def plans(sources: Sequence[Source], seq_len: int) -> list[PackPlan]:
+def plans(sources: Sequence[RowSource], seq_len: int) -> list[PackPlan]:
     """The plan of rows of each source."""
-    return [ConcatAndChunk(source.shard_tokens, seq_len) for source in sources]
+    return [make_plan(source, seq_len) for source in sources]
 
 
-def readings_of_steps(order: SampleOrder, sources: Sequence[Source], first: int, last: int) -> Iterator[Reading]:
+def readings_of_steps(order: SampleOrder, sources: Sequence[RowSource], first: int, last: int) -> Iterator[Reading]:
     """Every piece of a document that the steps `first` to `last` read, in the order of samples.
 
     `sources` are in the order of `order.source_names`. Raises IndexError for a step outside the plan.
@@ -94,7 +94,7 @@ def readings_of_steps(order: SampleOrder, sources: Sequence[Source], first: int,
                     yield Reading(step, n, epoch, row, place, begin, end)
 
 
-def readings_of_place(order: SampleOrder, sources: Sequence[Source], place: Place) -> list[Reading]:
+def readings_of_place(order: SampleOrder, sources: Sequence[RowSource], place: Place) -> list[Reading]:
     """Every reading of a document that the whole plan holds, rising by sample: past and future ones alike."""
     found = []
     for seq_len in sorted({stage.seq_len for stage in order.stages}):
@@ -109,14 +109,16 @@ def readings_of_place(order: SampleOrder, sources: Sequence[Source], place: Plac
     return sorted(found, key=lambda reading: (reading.sample, reading.start))
 
 
-def find_document(sources: Sequence[Source], doc_id: bytes) -> list[Place]:
+def find_document(sources: Sequence[RowSource], doc_id: bytes) -> list[Place]:
     """Where the training document with a 16-byte id lies; reads the sources' columns of ids, no tokens."""
     wanted = np.frombuffer(doc_id, dtype=np.uint8)
     found = []
     for number, source in enumerate(sources):
         for shard in range(len(source.shard_tokens)):
             ids = source.doc_ids(shard)
-            for document in np.flatnonzero((ids == wanted).all(axis=1)).tolist():
+            documents = np.flatnonzero((ids == wanted).all(axis=1))
+            own = source.documents(shard)
+            for document in (documents if own is None else documents[np.isin(documents, own)]).tolist():
                 found.append(_place(source.doc_offsets(shard), number, shard, document))
     return found
 

@@ -19,10 +19,11 @@ import numpy as np
 from cpt_dist.config import StageConfig, mixture_knots
 from cpt_dist.data.caps import MANY_EPOCHS, BoundCap, Cap, last_allowed, many_epochs_warning, refusal, without_capped
 from cpt_dist.data.ledger_entry import LedgerEntry, ledger_differences
-from cpt_dist.data.packing import ConcatAndChunk
+from cpt_dist.data.packing import RowSource
 from cpt_dist.data.permutation import Permutation, derive_key
+from cpt_dist.data.plans import make_plan
 from cpt_dist.data.stage_counts import StageCounts
-from cpt_dist.data.stage_plan import ShardedSource, SourceRows, StagePlan, stage_differences
+from cpt_dist.data.stage_plan import SourceRows, StagePlan, stage_differences
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.files import fingerprint
 
@@ -92,17 +93,17 @@ class SampleOrder:
     def from_sources(
         cls,
         stages: Sequence[StageConfig],
-        sources: Sequence[ShardedSource],
+        sources: Sequence[RowSource],
         seed: int,
         ledger: Sequence[LedgerEntry] = (),
         caps: Mapping[str, Cap] | None = None,
     ) -> SampleOrder:
-        """The order of validated stages over opened sources, packed by `ConcatAndChunk`."""
+        """The order of validated stages over opened sources, packed by `plans.make_plan`."""
         plans = [StagePlan.from_config(stage) for stage in stages]
         lengths = sorted({plan.seq_len for plan in plans})
         rows = []
         for source in sources:
-            packs = {length: ConcatAndChunk(source.shard_tokens, length) for length in lengths}
+            packs = {length: make_plan(source, length) for length in lengths}
             table = {length: (pack.num_rows, pack.num_tokens) for length, pack in packs.items()}
             rows.append(SourceRows(source.name, source.fingerprint, table))
         return cls(plans, rows, seed, ledger, caps)

@@ -6,6 +6,7 @@ nothing is rewritten. Rows stay inside one shard, which keeps each readable alon
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +24,39 @@ class Row:
     def num_tokens(self) -> int:
         """Tokens of the row, at most the plan's sequence length."""
         return sum(stop - start for start, stop in self.spans)
+
+
+class RowSource(Protocol):
+    """What plans and batches read: a `cpt_dist.data.shards.Source`, or a view of one that holds some of its documents.
+
+    Two objects are two sources (`plans.py` keeps plans by identity).
+    """
+
+    name: str
+    role: str
+    fingerprint: str
+    shard_tokens: np.ndarray
+    """int64 [num_shards]: tokens in each shard file, of documents of the source or not."""
+
+    def tokens(self, shard: int, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) of a shard, u16 or u32."""
+
+    def doc_offsets(self, shard: int) -> np.ndarray:
+        """uint64 [num_documents + 1]: of all documents of the shard."""
+
+    def doc_ids(self, shard: int) -> np.ndarray:
+        """uint8 [num_documents, 16]: of all documents of the shard."""
+
+    def documents(self, shard: int) -> np.ndarray | None:
+        """int64, rising: numbers of the shard's documents that belong to the source; None: all."""
+
+
+def selected_documents(source: RowSource, shard: int) -> np.ndarray:
+    """Starts and stops, int64 [n, 2], of the documents of a shard that belong to the source; some may be empty."""
+    offsets = source.doc_offsets(shard).astype(np.int64)
+    documents = source.documents(shard)
+    bounds = np.stack([offsets[:-1], offsets[1:]], axis=1)
+    return bounds if documents is None else bounds[documents]
 
 
 class PackPlan(Protocol):
@@ -46,15 +80,31 @@ class PackPlan(Protocol):
 class ConcatAndChunk:
     """Each shard's tokens cut every `seq_len`; a shard's last row is shorter, and no token is lost or padded.
 
-    `shard_tokens` is int64 [num_shards]. Raises ValueError if seq_len < 1.
+    `shard_tokens` is int64 [num_shards]: the tokens of each shard that are packed. `runs` (shard -> int64 [n, 2]) has
+    the rising token ranges in which they lie, for the shards of which they are a part. Raises ValueError if
+    seq_len < 1.
     """
 
-    def __init__(self, shard_tokens: np.ndarray, seq_len: int) -> None:
+    def __init__(self, shard_tokens: np.ndarray, seq_len: int, runs: Mapping[int, np.ndarray] | None = None) -> None:
         if seq_len < 1:
             raise ValueError(f"seq_len {seq_len} must be at least 1")
         self.seq_len = seq_len
         self._shard_tokens = np.asarray(shard_tokens, dtype=np.int64)
         self._first_rows = np.concatenate([[0], np.cumsum(-(-self._shard_tokens // seq_len))])
+        self._runs = dict(runs or {})
+        # Packed tokens before each run: from a place in the stream of packed tokens to one in the shard, and back.
+        self._before = {shard: np.cumsum([0, *np.diff(run)[:, 0]]) for shard, run in self._runs.items()}
+
+    @classmethod
+    def of(cls, source: RowSource, seq_len: int) -> ConcatAndChunk:
+        """The plan of a source; of one with a part of its documents, those laid end to end and then cut."""
+        shard_tokens = source.shard_tokens.copy()
+        runs = {}
+        for shard in range(len(shard_tokens)):
+            if source.documents(shard) is not None:
+                runs[shard] = _joined(selected_documents(source, shard))
+                shard_tokens[shard] = np.diff(runs[shard]).sum()
+        return cls(shard_tokens, seq_len, runs)
 
     @property
     def num_rows(self) -> int:
@@ -72,12 +122,37 @@ class ConcatAndChunk:
             raise IndexError(f"row {index} is outside 0 to {self.num_rows - 1}")
         shard = int(np.searchsorted(self._first_rows, index, side="right")) - 1
         start = (index - int(self._first_rows[shard])) * self.seq_len
-        return Row(shard, ((start, min(start + self.seq_len, int(self._shard_tokens[shard]))),))
+        stop = min(start + self.seq_len, int(self._shard_tokens[shard]))
+        if shard not in self._runs:
+            return Row(shard, ((start, stop),))
+        before = self._before[shard]
+        first, last = int(before.searchsorted(start, "right")) - 1, int(before.searchsorted(stop))
+        spans = self._runs[shard][first:last].copy()
+        spans[0, 0] += start - before[first]
+        spans[-1, 1] -= before[last] - stop
+        return Row(shard, tuple((begin, end) for begin, end in spans.tolist()))
 
     def rows_of(self, shard: int, start: int, stop: int) -> np.ndarray:
         """int64, rising: the rows that hold any of the tokens [start, stop) of a shard; `row` the other way round."""
         first = int(self._first_rows[shard])
+        if shard in self._runs:
+            start, stop = (self._packed_before(shard, place) for place in (start, stop))
         return np.arange(first + start // self.seq_len, first + -(-stop // self.seq_len) if stop > start else first)
+
+    def _packed_before(self, shard: int, place: int) -> int:
+        """Packed tokens of a shard that lie before a place in it."""
+        runs = self._runs[shard]
+        run = int(runs[:, 0].searchsorted(place, "right")) - 1
+        return int(self._before[shard][run] + min(place, runs[run, 1]) - runs[run, 0]) if run >= 0 else 0
+
+
+def _joined(ranges: np.ndarray) -> np.ndarray:
+    """Rising ranges, int64 [n, 2], without the empty ones and with those that meet made one."""
+    ranges = ranges[ranges[:, 1] > ranges[:, 0]]
+    if not len(ranges):
+        return ranges
+    apart = ranges[1:, 0] != ranges[:-1, 1]
+    return np.stack([ranges[np.append(True, apart), 0], ranges[np.append(apart, True), 1]], axis=1)
 
 
 def document_pieces(doc_offsets: np.ndarray, start: int, stop: int) -> tuple[int, np.ndarray]:

@@ -211,6 +211,10 @@ class Source:
         """uint32 [num_documents]: UTF-8 bytes of each document's normalised text."""
         return self._shards[shard].read("doc_bytes", 0, self._shards[shard].entry["documents"])
 
+    def documents(self, shard: int) -> np.ndarray | None:
+        """None: all documents of the shard belong to the source (`packing.RowSource`)."""
+        return None
+
 
 @dataclass(frozen=True)
 class HeldOutDocument:

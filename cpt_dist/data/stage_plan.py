@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from cpt_dist.config import StageConfig, mixture_knots, parse_quantity
 from cpt_dist.curriculum_config import CURRICULA, CurriculumConfig
@@ -75,14 +73,6 @@ class SourceRows:
     name: str
     fingerprint: str
     rows: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-
-
-class ShardedSource(Protocol):
-    """The part of `cpt_dist.data.shards.Source` that a plan of rows is made from."""
-
-    name: str
-    fingerprint: str
-    shard_tokens: np.ndarray
 
 
 def stage_differences(saved: dict[str, Any], now: dict[str, Any] | None) -> list[str]:

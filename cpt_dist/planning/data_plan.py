@@ -14,7 +14,7 @@ import numpy as np
 
 from cpt_dist.config import CptConfig, ScheduleConfig, parse_quantity
 from cpt_dist.data.order import SampleOrder
-from cpt_dist.data.packing import ConcatAndChunk
+from cpt_dist.data.plans import make_plan
 from cpt_dist.data.run_order import sample_order
 from cpt_dist.data.shards import Source, read_manifest, tokenizer_fingerprint
 from cpt_dist.errors import UserError
@@ -153,7 +153,7 @@ def packing_summary(source: Source, seq_len: int) -> dict[str, Any]:
     Concatenation pads and leaves out nothing; a document is cut where a row ends within it, so there are at most as
     many cuts as borders between two rows of a shard.
     """
-    plan = ConcatAndChunk(source.shard_tokens, seq_len)
+    plan = make_plan(source, seq_len)
     return {
         "rows": plan.num_rows,
         "mean_row_tokens": plan.num_tokens / max(1, plan.num_rows),

@@ -17,7 +17,7 @@ from cpt_dist.config import CptConfig, ScheduleConfig, StageConfig
 from cpt_dist.data.batches import Batch, build_batch
 from cpt_dist.data.loader import StepLoader
 from cpt_dist.data.order import SampleOrder
-from cpt_dist.data.packing import ConcatAndChunk
+from cpt_dist.data.plans import make_plan
 from cpt_dist.data.shards import Source
 from cpt_dist.engine.base import Engine
 from cpt_dist.engine.distributed import World
@@ -192,7 +192,7 @@ class Run:
     def probe_ids(self) -> torch.Tensor:
         """int64 [tokens]: the beginning of the run's first row, a real text that is the same on every rank."""
         sample = self.order.samples(0, 1)
-        plans = [ConcatAndChunk(source.shard_tokens, self.order.stages[0].seq_len) for source in self.sources]
+        plans = [make_plan(source, self.order.stages[0].seq_len) for source in self.sources]
         row = build_batch(self.sources, plans, sample.source, sample.row, sample.source * 0)
         return row.input_ids[: self.config.checkpoint.probe_tokens]
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cpt_dist.data.batches import IGNORE_INDEX, build_batch, filler_batch, pack_documents
 from cpt_dist.data.packing import ConcatAndChunk, Row
+from cpt_dist.data.plans import make_plan
 from tests.helpers.memory_sources import MemorySource
 
 SHARDS = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=6), min_size=1, max_size=3)
@@ -101,6 +102,16 @@ def test_a_row_of_several_spans_is_read_span_by_span():
     assert batch.input_ids.tolist() == [105, 106, 107, 108, 0, 1, 2]
     assert batch.labels.tolist() == [106, 107, 108, 109, 1, 2, 3]
     assert batch.cu_seqlens.tolist() == [0, 4, 7]
+
+
+def test_a_document_that_is_left_out_gives_neither_a_token_nor_a_label():
+    source = MemorySource("a", [[5, 4, 6, 3]], selected=[[0, 2]])
+    plan = make_plan(source, 8)
+    batch = build_batch([source], [plan], np.array([0, 0]), np.array([0, 1]), np.array([0, 1]))
+    assert batch.input_ids.tolist() == [0, 1, 2, 3, 4, 200, 201, 202, 203, 204, 205]
+    assert batch.labels.tolist() == [1, 2, 3, 4, -100, 201, 202, 203, 204, 205, -100]
+    assert batch.cu_seqlens.tolist() == [0, 5, 8, 11]
+    assert batch.doc_ids[:, 0].tolist() == [0, 2, 2]
 
 
 def test_tokens_beyond_16_bits_and_signs_survive():

@@ -92,6 +92,12 @@ def test_a_document_is_found_by_its_id_alone(run):
     assert find_document(sources, bytes([99] * 16)) == []
 
 
+def test_a_document_is_found_only_in_the_sources_that_it_belongs_to():
+    parts = [MemorySource("a/low", [[3, 4, 5]], selected=[[0, 2]]), MemorySource("a/high", [[3, 4, 5]], selected=[[1]])]
+    (place,) = find_document(parts, bytes([1] * 16))
+    assert (place.source, place.start, place.stop) == (1, 3, 7)
+
+
 @given(weights=st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any), min_size=2, max_size=2))
 @settings(max_examples=40, deadline=None)
 def test_the_place_of_each_draw_is_where_the_split_puts_it(weights):

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt_dist.data.packing import ConcatAndChunk, Row, document_pieces
+from cpt_dist.data.plans import make_plan
+from tests.helpers.memory_sources import MemorySource
 
 SHARDS = st.lists(st.integers(0, 60), min_size=1, max_size=6)
 
@@ -30,6 +32,54 @@ def test_only_the_last_row_of_a_shard_is_short_and_none_is_empty(shards, seq_len
         row = plan.row(index)
         ends_its_shard = row.spans[-1][1] == shards[row.shard]
         assert row.num_tokens == seq_len or (ends_its_shard and 0 < row.num_tokens < seq_len)
+
+
+@st.composite
+def views(draw):
+    """A source that holds some of the documents of its shards, and the places of their tokens."""
+    shards = draw(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=8), min_size=1, max_size=3))
+    chosen = [sorted(draw(st.sets(st.integers(0, len(lengths) - 1)))) for lengths in shards]
+    source = MemorySource("part", shards, selected=chosen)
+    places = []
+    for shard, documents in enumerate(chosen):
+        offsets = source.doc_offsets(shard).astype(int)
+        places += [(shard, place) for number in documents for place in range(*offsets[number : number + 2])]
+    return source, places
+
+
+@given(view=views(), seq_len=st.integers(1, 10))
+@settings(max_examples=80, deadline=None)
+def test_a_part_of_the_documents_is_laid_end_to_end_and_cut(view, seq_len):
+    source, places = view
+    plan = make_plan(source, seq_len)
+    rows = [plan.row(index) for index in range(plan.num_rows)]
+    assert [(row.shard, at) for row in rows for span in row.spans for at in range(*span)] == places
+    assert plan.num_tokens == len(places)
+    last_of_shard = {row.shard: index for index, row in enumerate(rows)}
+    assert all(row.num_tokens == seq_len for index, row in enumerate(rows) if last_of_shard[row.shard] != index)
+
+
+@given(view=views(), seq_len=st.integers(1, 10), data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_rows_of_a_span_hold_its_tokens_also_where_documents_between_are_left_out(view, seq_len, data):
+    source, _ = view
+    plan = make_plan(source, seq_len)
+    shard = data.draw(st.integers(0, len(source.shard_tokens) - 1))
+    start = data.draw(st.integers(0, int(source.shard_tokens[shard])))
+    stop = data.draw(st.integers(start, int(source.shard_tokens[shard])))
+    rows = {index: plan.row(index) for index in range(plan.num_rows)}
+    holding = [
+        index
+        for index, row in rows.items()
+        if row.shard == shard and any(max(a, start) < min(b, stop) for a, b in row.spans)
+    ]
+    assert plan.rows_of(shard, start, stop).tolist() == holding
+
+
+def test_a_plan_is_made_once_for_each_source_and_length():
+    source = MemorySource("a", [[5, 6]])
+    assert make_plan(source, 4) is make_plan(source, 4)
+    assert make_plan(source, 5).num_rows == 3
 
 
 def test_another_sequence_length_is_another_plan_of_the_same_tokens():
@@ -66,3 +116,7 @@ def test_offsets_beyond_what_doubles_hold_are_found():
     offsets = np.array([0, far + 1, far + 3], dtype=np.uint64)
     first, bounds = document_pieces(offsets, far, far + 1)
     assert (first, bounds.tolist()) == (0, [far, far + 1])
+
+
+def test_documents_that_are_neighbours_in_the_shard_are_one_span():
+    assert make_plan(MemorySource("a", [[5, 4, 6, 2]], selected=[[0, 1, 3]]), 16).row(0) == Row(0, ((0, 9), (15, 17)))

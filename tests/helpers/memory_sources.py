@@ -11,9 +11,12 @@ from cpt_dist.data.stage_plan import SourceRows, StagePlan
 class MemorySource:
     """A source whose token values tell where they are from: token = 100 * document + place in it (mod 60000)."""
 
-    def __init__(self, name: str, shards: list[list[int]], first_document: int = 0) -> None:
-        """`shards`: lengths of the documents of each shard, in tokens."""
-        self.name, self.fingerprint = name, f"fingerprint of {name}"
+    def __init__(
+        self, name: str, shards: list[list[int]], first_document: int = 0, selected: list[list[int]] | None = None
+    ) -> None:
+        """`shards`: lengths of the documents of each shard, in tokens; `selected`: those that belong to the source."""
+        self.name, self.role, self.fingerprint = name, "domain", f"fingerprint of {name}"
+        self._selected = selected
         self.shard_tokens = np.array([sum(lengths) for lengths in shards], dtype=np.int64)
         self._offsets, self._tokens, self._ids = [], [], []
         document = first_document
@@ -34,6 +37,9 @@ class MemorySource:
 
     def doc_ids(self, shard: int) -> np.ndarray:
         return self._ids[shard]
+
+    def documents(self, shard: int) -> np.ndarray | None:
+        return None if self._selected is None else np.array(self._selected[shard], dtype=np.int64)
 
 
 def source_rows(name: str, num_rows: int, seq_len: int = 8, mean_tokens: float | None = None) -> SourceRows:
