@@ -49,6 +49,16 @@ class SourceConfig:
     """Licence of the text, carried into the manifest and the provenance."""
     text_field: str = "text"
     """Field of a JSONL record or column of a table that holds the text."""
+    chat_field: str | None = None
+    """Instruction data, instead of text_field: field with a conversation, a list of {role, content}. The assistant's
+    turns are what the model is trained on, the others are what it reads."""
+    chat_format: str = "auto"
+    """chat_field: template (the chat template of data.tokenizer), plain (docs/data.md), or auto, which takes the
+    template where the tokenizer has one."""
+    prompt_field: str | None = None
+    """Instruction data, instead of text_field: field with what the model reads. Needs completion_field."""
+    completion_field: str | None = None
+    """Field with what the model is trained on, which follows the prompt as it is."""
     language: str = "unknown"
     """Language of the text, carried into the provenance."""
     max_epochs: float | None = None

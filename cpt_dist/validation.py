@@ -31,6 +31,7 @@ ROLES = ("domain", "replay")
 CAP_POLICIES = ("error", "spill", "renormalise")
 PLANS = ("data",)
 IMPORT_FORMATS = ("megatron", "datatrove", "mds")
+CHAT_FORMATS = ("auto", "template", "plain")
 
 
 def _one_of(problems: list[str], key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -105,6 +106,23 @@ def _check_cap(problems: list[str], name: str, source: SourceConfig, config: Cpt
     )
 
 
+def _check_instructions(problems: list[str], name: str, source: SourceConfig) -> None:
+    key = f"data.sources.{name}"
+    _one_of(problems, f"{key}.chat_format", source.chat_format, CHAT_FORMATS)
+    pair = [source.prompt_field, source.completion_field]
+    if pair.count(None) == 1:
+        given, missing = ("completion", "prompt") if source.prompt_field is None else ("prompt", "completion")
+        problems.append(f"{key}: {given}_field is set and {missing}_field isn't; name the field of the {missing} too")
+    if source.chat_field is not None and pair != [None, None]:
+        problems.append(f"{key}: chat_field and prompt_field or completion_field are set; keep one of the two forms")
+    if source.chat_field is None and source.chat_format != "auto":
+        problems.append(
+            f"{key}.chat_format: '{source.chat_format}' is read with chat_field only; set that or take it out"
+        )
+    if source.import_format is not None and (source.chat_field is not None or pair != [None, None]):
+        problems.append(f"{key}: import_format takes tokens over, which have no chat or prompt field; take one out")
+
+
 def _check_counts(problems: list[str], config: CptConfig) -> None:
     least = {
         "engine.micro_batch": (config.engine.micro_batch, 1),
@@ -151,6 +169,7 @@ def validate(config: CptConfig) -> None:
     for name, source in config.data.sources.items():
         _one_of(problems, f"data.sources.{name}.role", source.role, ROLES)
         _check_cap(problems, name, source, config)
+        _check_instructions(problems, name, source)
         if source.import_format is not None:
             _one_of(problems, f"data.sources.{name}.import_format", source.import_format, IMPORT_FORMATS)
     _check_schedule(problems, "schedule", config.schedule)

@@ -185,6 +185,23 @@ def test_a_wrong_cap_is_named(cap, named):
     assert any(named in problem for problem in caught.value.problems)
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"prompt_field": "q"}, "prompt_field is set and completion_field isn't"),
+        ({"chat_field": "m", "prompt_field": "q", "completion_field": "a"}, "keep one of the two forms"),
+        ({"chat_format": "plain"}, "chat_format: 'plain' is read with chat_field only"),
+        ({"chat_field": "m", "chat_format": "plian"}, "chat_format: 'plian' is unknown; did you mean 'plain'"),
+        ({"chat_field": "m", "import_format": "mds"}, "import_format takes tokens over"),
+    ],
+)
+def test_a_wrong_form_of_instruction_data_is_named(fields, named):
+    config = good()
+    config.data.sources["legal"] = SourceConfig(raw=["raw"], **fields)
+    with pytest.raises(UserError, match=named):
+        validate(config)
+
+
 @pytest.mark.parametrize("points", [[[0, 0.2], [0.19, 0]], [[0.1, 1 / 3], [0.7, 0]]])
 def test_a_share_that_falls_to_zero_never_falls_below(points):
     assert all(min(row) >= 0 for row in mixture_knots({"a": points, "b": 1})[1])

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 READ_BYTES = 1 << 20
 BATCH_ROWS = 256
 INVALID_UTF8, INVALID_JSON, NO_TEXT = "invalid_utf8", "invalid_json", "no_text_field"
+Fields = str | tuple[str, ...]
+"""The name of the field that holds the text, or the names of several of any type."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -38,6 +40,7 @@ class Record:
     byte: int | None
     """Offset of a JSONL line or a text in the uncompressed file; None for tables."""
     text: str | None
+    """Where several fields were asked for: a JSON object of them."""
     problem: str | None = None
     """Why `text` is None: invalid_utf8, invalid_json or no_text_field."""
     repaired: bool = False
@@ -101,9 +104,19 @@ def _decode(raw: bytes, policy: str) -> tuple[str | None, bool]:
         return (raw.decode("utf-8", errors="replace"), True) if policy == "replace" else (None, False)
 
 
-def _text_of(value: Any, text_field: str, policy: str) -> tuple[str | None, str | None, bool]:
+def _as_json(value: Any, names: tuple[str, ...]) -> str | None:
+    """The named fields of a record as a JSON object; None where one is missing or null."""
+    if not isinstance(value, dict) or any(value.get(name) is None for name in names):
+        return None
+    return json.dumps({name: value[name] for name in names}, ensure_ascii=False, default=str)
+
+
+def _text_of(value: Any, text_field: Fields, policy: str) -> tuple[str | None, str | None, bool]:
     """(text, problem, repaired) of a decoded JSON value."""
-    text = value.get(text_field) if isinstance(value, dict) else None
+    if isinstance(text_field, tuple):
+        text = _as_json(value, text_field)
+    else:
+        text = value.get(text_field) if isinstance(value, dict) else None
     if not isinstance(text, str):
         return None, NO_TEXT, False
     try:
@@ -115,7 +128,7 @@ def _text_of(value: Any, text_field: str, policy: str) -> tuple[str | None, str 
     return text, None, False
 
 
-def _read_jsonl(path: Path, text_field: str, policy: str, start: int) -> Iterator[Record]:
+def _read_jsonl(path: Path, text_field: Fields, policy: str, start: int) -> Iterator[Record]:
     for index, (offset, line) in enumerate(_lines(path)):
         if index < start:
             continue
@@ -135,16 +148,31 @@ def _read_jsonl(path: Path, text_field: str, policy: str, start: int) -> Iterato
         yield Record(str(path), index, offset, text, problem, text is not None and (repaired or half))
 
 
-def _read_text(path: Path, text_field: str, policy: str, start: int) -> Iterator[Record]:
+def _read_text(path: Path, text_field: Fields, policy: str, start: int) -> Iterator[Record]:
     if start == 0:
         text, repaired = _decode(b"".join(_blocks(path)).removeprefix(_BOM), policy)
         yield Record(str(path), 0, 0, text, None if text is not None else INVALID_UTF8, repaired)
 
 
-def _text_column(path: Path, table: pyarrow.RecordBatch | pyarrow.Table, text_field: str) -> list[bytes | None]:
+def _json_column(table: pyarrow.RecordBatch | pyarrow.Table, names: tuple[str, ...]) -> list[bytes | None]:
+    """Each row's fields as a JSON object; a byte that is no UTF-8 stands for a row that holds such."""
+    chosen = table.select(list(names))
+    column: list[bytes | None] = []
+    for row in range(chosen.num_rows):
+        try:
+            text = _as_json(chosen.slice(row, 1).to_pylist()[0], names)
+            column.append(None if text is None else text.encode("utf-8"))
+        except UnicodeDecodeError:
+            column.append(b"\xff")
+    return column
+
+
+def _text_column(path: Path, table: pyarrow.RecordBatch | pyarrow.Table, text_field: Fields) -> list[bytes | None]:
     """The text column as bytes: Arrow doesn't check that its strings are UTF-8."""
     import pyarrow as pa
 
+    if isinstance(text_field, tuple):
+        return _json_column(table, text_field)
     column = table.column(text_field)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -155,7 +183,7 @@ def _text_column(path: Path, table: pyarrow.RecordBatch | pyarrow.Table, text_fi
 
 
 def _read_table(
-    path: Path, batches: Iterator[pyarrow.RecordBatch | pyarrow.Table], text_field: str, policy: str, start: int
+    path: Path, batches: Iterator[pyarrow.RecordBatch | pyarrow.Table], text_field: Fields, policy: str, start: int
 ) -> Iterator[Record]:
     index = 0
     for batch in batches:
@@ -164,37 +192,49 @@ def _read_table(
             if raw is None:
                 yield Record(str(path), row, None, None, NO_TEXT)
             else:
-                text, repaired = _decode(raw, policy)
+                # What is left of a JSON object with a bad byte in it would be no record.
+                text, repaired = _decode(raw, "drop" if isinstance(text_field, tuple) else policy)
                 yield Record(str(path), row, None, text, None if text is not None else INVALID_UTF8, repaired)
         index += batch.num_rows
 
 
-def _check_column(path: Path, columns: list[str], text_field: str) -> None:
-    if text_field not in columns:
-        raise UserError(f"'{path}' has no column '{text_field}'; {nearest(text_field, columns)} (set text_field)")
+def _columns(path: Path, columns: list[str], text_field: Fields) -> list[str]:
+    """The names of the columns to read; UserError where one isn't in the table."""
+    if isinstance(text_field, tuple):
+        wanted, key = list(text_field), "chat_field, or prompt_field and completion_field"
+    else:
+        wanted, key = [text_field], "text_field"
+    problems = [
+        f"'{path}' has no column '{name}'; {nearest(name, columns)} (set {key})"
+        for name in wanted
+        if name not in columns
+    ]
+    if problems:
+        raise UserError(problems)
+    return wanted
 
 
-def _read_parquet(path: Path, text_field: str, policy: str, start: int) -> Iterator[Record]:
+def _read_parquet(path: Path, text_field: Fields, policy: str, start: int) -> Iterator[Record]:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            _check_column(path, file.schema_arrow.names, text_field)
-            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=[text_field])
+            columns = _columns(path, file.schema_arrow.names, text_field)
+            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
             yield from _read_table(path, batches, text_field, policy, start)
     except (pa.ArrowInvalid, OSError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from error
 
 
-def _read_dataset(path: Path, text_field: str, policy: str, start: int) -> Iterator[Record]:
+def _read_dataset(path: Path, text_field: Fields, policy: str, start: int) -> Iterator[Record]:
     import pyarrow as pa
     from datasets import load_from_disk
 
     try:
         table = load_from_disk(str(path)).with_format("arrow")
-        _check_column(path, table.column_names, text_field)
-        batches = table.select_columns([text_field]).iter(batch_size=BATCH_ROWS)
+        columns = _columns(path, table.column_names, text_field)
+        batches = table.select_columns(columns).iter(batch_size=BATCH_ROWS)
         yield from _read_table(path, batches, text_field, policy, start)
     except (pa.ArrowInvalid, OSError, json.JSONDecodeError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from error
@@ -203,10 +243,13 @@ def _read_dataset(path: Path, text_field: str, policy: str, start: int) -> Itera
 _READERS = {"jsonl": _read_jsonl, "text": _read_text, "parquet": _read_parquet, "dataset": _read_dataset}
 
 
-def read_records(item: InputFile, text_field: str = "text", policy: str = "drop", start: int = 0) -> Iterator[Record]:
+def read_records(
+    item: InputFile, text_field: Fields = "text", policy: str = "drop", start: int = 0
+) -> Iterator[Record]:
     """The records of one input from index `start` on, in order.
 
-    `policy` (drop or replace) says what becomes of invalid UTF-8. Blank lines of JSONL are no records. Raises
-    UserError for a damaged file, and for a table that has no column `text_field` or no text in it.
+    With a tuple of fields a record's text is a JSON object of them. `policy` (drop or replace) says what becomes of
+    invalid UTF-8. Blank lines of JSONL are no records. Raises UserError for a damaged file, and for a table that has
+    no column `text_field` or no text in it.
     """
     return _READERS[item.format](item.path, text_field, policy, start)

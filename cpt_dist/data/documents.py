@@ -45,7 +45,9 @@ class Fate:
     reason: str | None
     repaired: bool
     tokens: np.ndarray | None = None
-    """Tokens of an imported document, taken over as they are; None where its text is still to be tokenised."""
+    """Tokens of an imported or instruction document; None where its text is still to be tokenised."""
+    targets: tuple[tuple[int, int], ...] = ()
+    """Instruction data: the spans of `tokens` that are to be predicted."""
 
 
 @dataclass

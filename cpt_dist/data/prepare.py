@@ -18,6 +18,7 @@ from cpt_dist.corpus.inputs import InputFile, InputState, find_inputs, input_sta
 from cpt_dist.corpus.token_files import find_token_files
 from cpt_dist.data.documents import Counts, Fate, Rules, batches, fates
 from cpt_dist.data.imports import imported
+from cpt_dist.data.instructions import Instructions, instruction_fates, instructions_of
 from cpt_dist.data.journal import Journal, difference, locked
 from cpt_dist.data.prepare_display import PrepareDisplay
 from cpt_dist.data.shard_writer import Part, write_held_out, write_provenance, write_shard
@@ -53,6 +54,7 @@ class _Task:
     rules: Rules
     shard_tokens: int
     tokenizer: DocumentTokenizer
+    instructions: Instructions | None
 
     def header(self, states: list[InputState], against: dict[str, str]) -> dict[str, Any]:
         """Everything that the shards depend on; the first part of the manifest.
@@ -76,6 +78,7 @@ class _Task:
                 "normalisation": NORMALISATION,
                 **vars(self.rules),
                 **self._import_settings(),
+                **(self.instructions.settings if self.instructions else {}),
                 "shard_tokens": self.shard_tokens,
                 "inputs": {state.file: {"bytes": state.bytes, "xxh3": state.checksum} for state in states},
                 "deduplicated_against": against,
@@ -158,6 +161,7 @@ def _plan(config: CptConfig) -> list[_Task]:
             rules=Rules(source.text_field, data.invalid_utf8, data.min_bytes, data.held_out_fraction),
             shard_tokens=shard_tokens,
             tokenizer=tokenizer,
+            instructions=instructions_of(name, source, tokenizer, found[name]),
         )
         for name, source in data.sources.items()
     ]
@@ -267,6 +271,8 @@ def _prepare_source(task: _Task, against: dict[str, str], seen: set[bytes], disp
 def _stream(task: _Task, seen: set[bytes], start: Any) -> Iterator[list[Fate]]:
     if task.config.import_format:
         return imported(task.inputs, task.config.import_column, task.rules, task.tokenizer, seen, start)
+    if task.instructions:
+        return batches(instruction_fates(task.inputs, task.instructions, task.rules, seen, start))
     return batches(fates(task.inputs, task.rules, seen, start))
 
 
@@ -284,7 +290,7 @@ def _write_parts(
             if fate.held_out:
                 part.hold_out(fate.document)
             elif fate.document:
-                part.add(fate.document, next(token_ids) if fate.tokens is None else fate.tokens)
+                part.add(fate.document, next(token_ids) if fate.tokens is None else fate.tokens, fate.targets)
                 counts.tokens += len(part.tokens[-1])
             if part.num_tokens >= task.shard_tokens or part.held_out_bytes >= HELD_OUT_PART_BYTES:
                 _close_part(task, journal, part, counts, fate)

@@ -46,9 +46,13 @@ class Part:
     held_out: list[Document] = field(default_factory=list)
     num_tokens: int = 0
     held_out_bytes: int = 0
+    loss_spans: list[tuple[int, int]] = field(default_factory=list)
+    """Instruction data: the tokens [start, stop) of the part that are to be predicted."""
 
-    def add(self, document: Document, token_ids: Sequence[int]) -> None:
-        """Add a training document with its tokens, separator included."""
+    def add(self, document: Document, token_ids: Sequence[int], targets: Sequence[tuple[int, int]] = ()) -> None:
+        """Add a training document with its tokens, separator included; `targets` of instruction data: the spans of
+        these tokens that are to be predicted."""
+        self.loss_spans += [(self.num_tokens + start, self.num_tokens + stop) for start, stop in targets]
         self.documents.append(
             Document(document.id, "", document.num_bytes, document.file, document.record, document.byte)
         )
@@ -72,6 +76,7 @@ def write_shard(path: Path, part: Part) -> dict[str, Any]:
     from safetensors.numpy import save
 
     lengths = np.array([len(tokens) for tokens in part.tokens], dtype=np.uint64)
+    spans = {"loss_spans": np.array(part.loss_spans, dtype=np.uint64)} if part.loss_spans else {}
     # One key of metadata only: safetensors keeps metadata in a hash map, so several come in any order.
     content = save(
         {
@@ -79,6 +84,7 @@ def write_shard(path: Path, part: Part) -> dict[str, Any]:
             "doc_offsets": np.concatenate([np.zeros(1, np.uint64), np.cumsum(lengths, dtype=np.uint64)]),
             "doc_id": np.frombuffer(b"".join(d.id for d in part.documents), dtype=np.uint8).reshape(-1, 16),
             "doc_bytes": np.array([d.num_bytes for d in part.documents], dtype=np.uint32),
+            **spans,
         },
         metadata={"format": FORMAT},
     )

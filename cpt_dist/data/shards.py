@@ -207,6 +207,15 @@ class Source:
         """uint8 [num_documents, 16]: xxh3-128 of each document's normalised text."""
         return self._shards[shard].read("doc_id", 0, 16 * self._shards[shard].entry["documents"]).reshape(-1, 16)
 
+    def loss_spans(self, shard: int) -> np.ndarray | None:
+        """uint64 [num_spans, 2], rising: tokens [start, stop) of the shard that are to be predicted; None: all are."""
+        file = self._shards[shard]
+        file.open()
+        if "loss_spans" not in file.sections:
+            return None
+        _, first, last = file.sections["loss_spans"]
+        return file.read("loss_spans", 0, (last - first) // 8).reshape(-1, 2)
+
     def doc_bytes(self, shard: int) -> np.ndarray:
         """uint32 [num_documents]: UTF-8 bytes of each document's normalised text."""
         return self._shards[shard].read("doc_bytes", 0, self._shards[shard].entry["documents"])

@@ -42,6 +42,10 @@ class DocumentTokenizer:
         self.bos_id = self._find_bos(settings)
         self.separator_id = self._find_separator(separator, settings, folder)
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.folder = folder
+        self._rendering: Tokenizer | None = None
+        self.settings = settings
+        """Content of tokenizer_config.json."""
         self.vocab_size = max(vocabulary.values()) + 1
         """One past the largest token id."""
         self.dtype: type[np.unsignedinteger] = np.uint16 if self.vocab_size < 65536 else np.uint32
@@ -74,6 +78,25 @@ class DocumentTokenizer:
         start = [] if self.bos_id is None else [self.bos_id]
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [[*start, *encoding.ids, self.separator_id] for encoding in encodings]
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text alone, without BOS and separator."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def encode_rendered(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens of a rendered conversation, in which special tokens are spelled out, and the characters of each."""
+        if self._rendering is None:
+            self._rendering = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+            self._rendering.no_truncation()
+            self._rendering.no_padding()
+        encoding = self._rendering.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    @property
+    def added_tokens(self) -> list[str]:
+        """The tokens that the tokenizer finds as a whole where special tokens are looked for."""
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
 
     def decode_batch(self, documents: Sequence[np.ndarray]) -> list[str]:
         """The text of each document's tokens, without a BOS at its start and separators at its end.
