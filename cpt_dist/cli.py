@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,21 @@ EXIT_USER_ERROR = 2
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
-def run(main: Callable[[CptConfig], None], needs: Iterable[str] = (), short: Mapping[str, str] | None = None) -> None:
+def run(
+    main: Callable[[CptConfig], None],
+    needs: Iterable[str] = (),
+    short: Mapping[str, str] | None = None,
+    words: Sequence[str] = (),
+) -> None:
     """Compose the configuration from `sys.argv`, check it and call `main` with it.
 
     `needs` names the keys without which `main` can't work, such as "model.path" or "stages"; `short` maps names that
-    this script takes for a key, such as "what", to that key. Ends the process with
-    exit code 2 and a line a problem on a user's mistake.
+    this script takes for a key, such as "what", to that key; plain words are the values of the keys `words`, in their
+    order. Ends the process with exit code 2 and a line a problem on a user's mistake.
     """
     rank = int(os.environ.get("RANK", 0))
     sys.argv[1:] = [word for word in sys.argv[1:] if not re.fullmatch(r"--local[_-]rank(=\d+)?", word)]
-    sys.argv[1:] = [_lengthened(word, short or {}) for word in sys.argv[1:]]
+    sys.argv[1:] = [_lengthened(word, short or {}) for word in _keyed(sys.argv[1:], words)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with 1
     overrides = _overrides(sys.argv[1:])
     ConfigStore.instance().store(name="cpt_config", node=CptConfig)
@@ -72,6 +77,18 @@ def run(main: Callable[[CptConfig], None], needs: Iterable[str] = (), short: Map
         if composed:
             raise
         _leave([_one_line(error)], rank, same_on_all_ranks=True)
+
+
+def _keyed(arguments: list[str], keys: Sequence[str]) -> list[str]:
+    """`arguments` with the plain words among them turned into key=word."""
+    values = {index + 1 for index, word in enumerate(arguments) if word in _FLAGS_WITH_VALUE}
+    free = iter(keys)
+    result = []
+    for index, word in enumerate(arguments):
+        plain = "=" not in word and not word.startswith(("-", "~")) and index not in values
+        key = next(free, None) if plain else None
+        result.append(f"{key}={word}" if key else word)
+    return result
 
 
 def _lengthened(word: str, short: Mapping[str, str]) -> str:

@@ -173,6 +173,17 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step always makes one. 0: only the last."""
     keep_last: int = 3
     """Newest checkpoints that are kept; 0 keeps all."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of it are kept as well; 0: none for this reason."""
+    keep_best: int = 0
+    """So many checkpoints with the lowest held-out bits per byte are kept as well, of those evaluated at their step."""
+    keep_best_of: str = "macro"
+    """keep_best: bits per byte of the source of this name, or macro, the mean over sources."""
+    asynchronous: bool = True
+    """Write behind training, which stops only while its state is copied into host memory (12 bytes a parameter, shared
+    among the ranks; without room for it the save stops training). False: training waits for the disk."""
+    verify: str = "whole"
+    """Check of a checkpoint before it is loaded: whole (every byte) or sampled (sizes and a sixteenth of the bytes)."""
     probe_tokens: int = 64
     """Tokens of the fixed text whose logits are kept beside the weights, for the check after consolidation."""
     on_damage: str = "refuse"
@@ -240,6 +251,16 @@ class PlanConfig:
 
 
 @dataclass
+class CheckpointsConfig:
+    what: str = "list"
+    """What launch/checkpoints.py does: list, verify, prune, show, name or unname; there also as plain words."""
+    step: str = ""
+    """show, verify, name: step of the checkpoint, latest, or its name. There also as a plain word."""
+    name: str = ""
+    """name, unname: what the checkpoint is called; a named one is never removed. There also as a plain word."""
+
+
+@dataclass
 class CptConfig:
     run_dir: str = MISSING
     """Everything that a run writes (docs/run_directory.md)."""
@@ -258,6 +279,7 @@ class CptConfig:
     consolidate: ConsolidateConfig = field(default_factory=ConsolidateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}

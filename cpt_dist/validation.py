@@ -30,6 +30,7 @@ ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn")
 ROLES = ("domain", "replay")
 CAP_POLICIES = ("error", "spill", "renormalise")
 PLANS = ("data",)
+CHECKPOINT_COMMANDS = ("list", "verify", "prune", "show", "name", "unname")
 IMPORT_FORMATS = ("megatron", "datatrove", "mds")
 CHAT_FORMATS = ("auto", "template", "plain")
 
@@ -132,6 +133,8 @@ def _check_counts(problems: list[str], config: CptConfig) -> None:
         "data.min_bytes": (config.data.min_bytes, 1),
         "checkpoint.every_steps": (config.checkpoint.every_steps, 0),
         "checkpoint.keep_last": (config.checkpoint.keep_last, 0),
+        "checkpoint.keep_every": (config.checkpoint.keep_every, 0),
+        "checkpoint.keep_best": (config.checkpoint.keep_best, 0),
         "checkpoint.probe_tokens": (config.checkpoint.probe_tokens, 2),
         "evaluation.every_steps": (config.evaluation.every_steps, 0),
         "evaluation.seq_len": (config.evaluation.seq_len, 2),
@@ -151,6 +154,18 @@ def _check_counts(problems: list[str], config: CptConfig) -> None:
         problems.append(f"evaluation.confidence: {config.evaluation.confidence} must lie between 0 and 1")
 
 
+def _check_keep_best(problems: list[str], config: CptConfig) -> None:
+    checkpoint, evaluation = config.checkpoint, config.evaluation
+    if not checkpoint.keep_best:
+        return
+    _one_of(problems, "checkpoint.keep_best_of", checkpoint.keep_best_of, ("macro", *config.data.sources))
+    if not evaluation.during_training or not evaluation.every_steps:
+        problems.append(
+            f"checkpoint.keep_best: {checkpoint.keep_best} needs checkpoints that were evaluated; set "
+            f"evaluation.during_training=true and evaluation.every_steps={checkpoint.every_steps or 'N'}"
+        )
+
+
 def validate(config: CptConfig) -> None:
     """Check every value that can be checked without reading a file; raise UserError with all problems at once."""
     problems: list[str] = []
@@ -164,6 +179,9 @@ def validate(config: CptConfig) -> None:
     _one_of(problems, "data.invalid_utf8", config.data.invalid_utf8, INVALID_UTF8)
     _one_of(problems, "data.verify", config.data.verify, ("read", "open"))
     _one_of(problems, "checkpoint.on_damage", config.checkpoint.on_damage, ("refuse", "previous"))
+    _one_of(problems, "checkpoint.verify", config.checkpoint.verify, ("whole", "sampled"))
+    _check_keep_best(problems, config)
+    _one_of(problems, "checkpoints.what", config.checkpoints.what, CHECKPOINT_COMMANDS)
     _one_of(problems, "consolidate.dtype", config.consolidate.dtype, ("fp32", "bf16"))
     _one_of(problems, "plan.what", config.plan.what, PLANS)
     for name, source in config.data.sources.items():

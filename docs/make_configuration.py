@@ -65,6 +65,7 @@ def page() -> str:
         ("stages.N.curriculum", config.CurriculumConfig),
         ("replay", config.ReplayConfig),
         ("checkpoint", config.CheckpointConfig),
+        ("checkpoints", config.CheckpointsConfig),
         ("evaluation", config.EvaluationConfig),
         ("logging", config.LoggingConfig),
         ("consolidate", config.ConsolidateConfig),

@@ -205,3 +205,14 @@ def test_a_wrong_form_of_instruction_data_is_named(fields, named):
 @pytest.mark.parametrize("points", [[[0, 0.2], [0.19, 0]], [[0.1, 1 / 3], [0.7, 0]]])
 def test_a_share_that_falls_to_zero_never_falls_below(points):
     assert all(min(row) >= 0 for row in mixture_knots({"a": points, "b": 1})[1])
+
+
+def test_keeping_the_best_needs_evaluations_and_a_source_that_is_there():
+    config = good()
+    config.checkpoint.keep_best, config.checkpoint.keep_best_of = 1, "lega"
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    assert any("checkpoint.keep_best: 1 needs" in problem for problem in caught.value.problems)
+    assert any("did you mean 'legal'?" in problem for problem in caught.value.problems)
+    config.checkpoint.keep_best_of, config.evaluation.every_steps = "macro", 10
+    validate(config)

@@ -1,54 +1,42 @@
 """The checkpoints of a run: whole or absent, one format for every engine and world size.
 
 A checkpoint is a folder `step-00000120` with the sharded tensors in `state/` (DCP), `trainer.json`, the probe and,
-written last, `manifest.json` with a checksum of every file. It is made under a temporary name and renamed; what has
-another name or no manifest doesn't exist for a reader. The store knows nothing of engines: it takes named tensors.
+written last, `manifest.json` with checksums of every file. What has another name or no manifest doesn't exist for a
+reader. How one comes into being is in `commit.py`. The store knows nothing of engines: it takes named tensors.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.distributed.checkpoint.api import CheckpointException
 
+from cpt_dist.checkpoint.commit import FORMAT, OLD_FORMAT, Content, Probe, commit, remove, step_folder, tidy
 from cpt_dist.checkpoint.dcp import SafeReader
-from cpt_dist.errors import UserError
-from cpt_dist.files import file_checksum, sync_folder, write_json
+from cpt_dist.checkpoint.integrity import file_problem
+from cpt_dist.checkpoint.local_part import local_part
+from cpt_dist.checkpoint.retention import Retention
+from cpt_dist.checkpoint.together import together
+from cpt_dist.errors import UserError, nearest
+from cpt_dist.files import fingerprint, write_json
 
-FORMAT = "cpt_dist.checkpoint/1"
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A fixed text and the training model's logits on it, against which a consolidated model is checked."""
-
-    input_ids: torch.Tensor
-    """int64 [tokens]"""
-    logits: torch.Tensor
-    """fp32 [tokens, vocab]"""
-
-
-def step_folder(step: int) -> str:
-    """The folder name of a checkpoint."""
-    return f"step-{step:08d}"
+__all__ = ["CheckpointStore", "Probe", "step_folder"]
 
 
 class CheckpointStore:
     """The checkpoints under one folder, as all ranks of the job see it."""
 
-    def __init__(self, folder: Path, keep_last: int = 0) -> None:
-        self.folder, self.keep_last = folder, keep_last
+    def __init__(self, folder: Path, keep_last: int = 0, retention: Retention | None = None) -> None:
+        self.folder = folder
+        self.retention = retention or Retention(keep_last)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints that exist, oldest first."""
@@ -61,100 +49,140 @@ class CheckpointStore:
         """Folder of the checkpoint of `step`."""
         return self.folder / step_folder(step)
 
-    def save(self, step: int, tensors: dict[str, torch.Tensor], trainer: dict[str, Any], probe: Probe | None) -> Path:
-        """Write a checkpoint; every rank calls it with its tensors and the same `trainer`.
+    def step_of(self, text: str) -> int:
+        """The step that a number, a name or "latest" means. Raises UserError where there is no such checkpoint."""
+        steps, names = self.steps(), self.names()
+        if text == "latest" and steps:
+            return steps[-1]
+        step = names.get(text, int(text) if text.isdecimal() else -1)
+        if step in steps:
+            return step
+        hint = "" if text.isdecimal() or text == "latest" else f"; {nearest(text, [*names, 'latest'])}"
+        raise UserError(f"there is no checkpoint of step {text} in {self.folder}; there are: {steps or 'none'}{hint}")
+
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, torch.Tensor],
+        trainer: dict[str, Any],
+        probe: Probe | None,
+        bits_per_byte: dict[str, float] | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> Path:
+        """Write a checkpoint; every rank calls it with its tensors and otherwise the same arguments.
 
         Either all ranks return and the checkpoint exists, or all raise UserError with what the disk said, and it
-        doesn't. Older ones are pruned after.
+        doesn't. Those that no rule keeps are removed after. `group` is a gloo group of all ranks (default: the job's).
         """
         try:
-            return self._save(step, tensors, trainer, probe)
+            path = commit(self.folder, step, Content(tensors, trainer, probe, bits_per_byte), group)
         except (OSError, CheckpointException) as error:
-            causes = error.failures.values() if isinstance(error, CheckpointException) else [(error, None)]
-            said = "; ".join(sorted({str(cause[0]) for cause in causes}))
             raise UserError(
-                f"the checkpoint of step {step} was not written to {self.folder}: {said}; older ones are whole, "
-                "mend the disk and start again"
+                f"the checkpoint of step {step} was not written to {self.folder}: {self._said(error, tensors)}; older "
+                "ones are whole, mend the disk and start again"
             ) from error
+        try:
+            # What was just written is whole, so there is a good one whatever goes.
+            together((lambda: self._remove_unkept(newest=step)) if dist.get_rank() == 0 else None, group)
+        except OSError as error:
+            raise UserError(
+                f"the checkpoint of step {step} is whole, but older ones could not be removed from {self.folder}: "
+                f"{error}; mend the disk and start again"
+            ) from error
+        return path
 
-    def _save(self, step: int, tensors: dict[str, torch.Tensor], trainer: dict[str, Any], probe: Probe | None) -> Path:
-        first = dist.get_rank() == 0
-        target, temporary = self.path(step), self.folder / f".{step_folder(step)}.tmp"
+    def _said(self, error: OSError | CheckpointException, tensors: dict[str, torch.Tensor]) -> str:
+        """What made a save fail, on one line."""
+        causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+        said = "; ".join(sorted({" ".join(str(cause).split()) for cause in causes}))
+        # torch.save says of a full disk that a position is unexpected.
+        if self.folder.is_dir() and not any(isinstance(cause, OSError) for cause in causes):
+            free = shutil.disk_usage(self.folder).free
+            if free < sum(local_part(tensor).nbytes for tensor in tensors.values()):
+                return f"No space left on device ({free:,} bytes free; {said})"
+        return said
 
-        def prepare() -> None:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+    def _remove_unkept(self, newest: int) -> None:
+        for step, reasons in self.reasons().items():
+            if not reasons and step < newest:
+                remove(self.folder, step)
 
-        _together(prepare if first else None)
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(str(temporary / "state"), sync_files=True))
+    def reasons(self) -> dict[int, list[str]]:
+        """Step -> why the checkpoint stays; an empty list where the next prune takes it."""
+        steps = self.steps()
+        evaluations = {}
+        for step in steps if self.retention.keep_best else ():
+            try:
+                evaluations[step] = self.manifest(step).get("bits_per_byte", {})
+            except UserError:
+                continue  # damaged: it has no score, and is named by whoever verifies it
+        return self.retention.reasons(steps, evaluations, self.names())
 
-        def checksums() -> list[dict[str, Any]]:
-            own = temporary.glob(f"state/__{dist.get_rank()}_*")
-            return [_entry(path, temporary) for path in sorted(own)]
+    def prune(self) -> tuple[list[int], list[int]]:
+        """Remove what no rule keeps, as one process; returns the steps removed and those kept.
 
-        files = [entry for entries in _together(checksums) for entry in entries]
-
-        def finish() -> None:
-            write_json(temporary / "trainer.json", trainer)
-            if probe is not None:
-                save_file({"input_ids": probe.input_ids, "logits": probe.logits}, temporary / "probe.safetensors")
-            rest = [temporary / "state" / ".metadata", temporary / "trainer.json"]
-            rest += [temporary / "probe.safetensors"] if probe is not None else []
-            for path in rest:
-                _sync_file(path)
-                files.append(_entry(path, temporary))
-            manifest = {"format": FORMAT, "step": step, "world_size": dist.get_world_size(), "files": files}
-            write_json(temporary / "manifest.json", manifest)
-            sync_folder(temporary / "state")
-            sync_folder(temporary)
-            replaced = self.folder / f".{step_folder(step)}.replaced"
-            shutil.rmtree(replaced, ignore_errors=True)
-            if target.exists():
-                os.replace(target, replaced)
-            os.replace(temporary, target)
-            sync_folder(self.folder)
-            shutil.rmtree(replaced, ignore_errors=True)
-            self._prune(step)
-
-        _together(finish if first else None)
-        return target
-
-    def _prune(self, newest: int) -> None:
-        if self.keep_last > 0:
-            older = [step for step in self.steps() if step <= newest]
-            for step in older[: -self.keep_last]:
-                # Renamed first: a half-removed folder must not look like a checkpoint.
-                doomed = self.folder / f".{step_folder(step)}.pruned"
-                os.replace(self.path(step), doomed)
-                shutil.rmtree(doomed)
-
-    def verify(self, step: int) -> None:
-        """Compare every file of a checkpoint with its manifest; the ranks share the work.
-
-        Raises UserError, on every rank, that names each damaged file.
+        Where none of those that the rules keep is whole, the newest whole one of the others stays too.
         """
-        manifest = self.manifest(step)
+        tidy(self.folder)
+        reasons = self.reasons()
+        doomed = [step for step, why in reasons.items() if not why]
+        if doomed and not any(self._is_whole(step) for step, why in reversed(reasons.items()) if why):
+            saved = next((step for step in reversed(doomed) if self._is_whole(step)), None)
+            doomed = [step for step in doomed if step != saved]
+        for step in doomed:
+            remove(self.folder, step)
+        return doomed, [step for step in reasons if step not in doomed]
+
+    def _is_whole(self, step: int) -> bool:
+        try:
+            return not self.problems(step)
+        except UserError:
+            return False
+
+    def tidy(self) -> None:
+        """Clear away what a killed writer left; for rank 0 at the start of a job."""
+        tidy(self.folder)
+
+    def names(self) -> dict[str, int]:
+        """Name -> step of the checkpoints that a user named. Raises UserError where the file of names is damaged."""
+        path = self.folder / "names.json"
+        try:
+            names = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            return {str(name): int(step) for name, step in names.items()}
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError(f'{path} is damaged ({error}); write it again like {{"name": 120}}') from error
+
+    def set_name(self, name: str, step: int | None) -> None:
+        """Give the checkpoint of `step` a name, which keeps it; None takes the name away."""
+        names = self.names()
+        if step is None:
+            if names.pop(name, None) is None:
+                raise UserError(f"no checkpoint has the name '{name}'; {nearest(name, names)}")
+        else:
+            self.manifest(step)
+            names[name] = step
+        write_json(self.folder / "names.json", names)
+
+    def verify(self, step: int, how: str = "whole") -> None:
+        """Compare the files of a checkpoint with its manifest; the ranks share the work.
+
+        `how` is "whole" or "sampled" (`integrity.py`). Raises UserError, on every rank, that names each damaged file.
+        """
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
         def check() -> list[str]:
-            return [p for entry in manifest["files"][rank::world_size] if (p := self._problem(step, entry))]
+            return self.problems(step, how, rank, world_size)
 
-        found = _together(check) if dist.is_initialized() else [check()]
+        found = together(check) if dist.is_initialized() else [check()]
         problems = [problem for part in found for problem in part]
         if problems:
-            raise UserError(problems)
+            raise UserError(f"{problem}; use another step, or checkpoint.on_damage=previous" for problem in problems)
 
-    def _problem(self, step: int, entry: dict[str, Any]) -> str | None:
-        path = self.path(step) / entry["path"]
-        advice = "use another step, or checkpoint.on_damage=previous"
-        if not path.is_file():
-            return f"checkpoint {step}: {path} is missing; {advice}"
-        if path.stat().st_size != entry["bytes"]:
-            return f"checkpoint {step}: {path} has {path.stat().st_size} bytes, not {entry['bytes']}; {advice}"
-        found = file_checksum(path)
-        if found != entry["xxh3"]:
-            return f"checkpoint {step}: {path} has checksum {found}, its manifest says {entry['xxh3']}; {advice}"
-        return None
+    def problems(self, step: int, how: str = "whole", part: int = 0, parts: int = 1) -> list[str]:
+        """A line for each damaged file among every `parts`-th of a checkpoint, from number `part` on."""
+        entries = self.manifest(step)["files"][part::parts]
+        found = [file_problem(self.path(step), entry, how, seed=step) for entry in entries]
+        return [f"checkpoint {step}: {problem}" for problem in found if problem]
 
     def manifest(self, step: int) -> dict[str, Any]:
         """The manifest of a checkpoint. Raises UserError where there is none or it is not one."""
@@ -167,11 +195,15 @@ class CheckpointStore:
             manifest = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"checkpoint {step}: {path} is damaged ({error}); use another step") from error
-        if manifest.get("format") != FORMAT or manifest.get("step") != step:
+        said = manifest.pop("fingerprint", None)
+        is_old = manifest.get("format") == OLD_FORMAT and said is None
+        if not is_old and said != fingerprint(manifest):
+            raise UserError(f"checkpoint {step}: {path} is damaged (it is not what was written); use another step")
+        if manifest.get("format") not in (FORMAT, OLD_FORMAT) or manifest.get("step") != step:
             raise UserError(f"checkpoint {step}: {path} is not a manifest of this step in format {FORMAT}")
         return manifest
 
-    def newest_whole(self, on_damage: str) -> int | None:
+    def newest_whole(self, on_damage: str, how: str = "whole") -> int | None:
         """The newest step that verifies; None where there is no checkpoint.
 
         A damaged one raises UserError, or with `on_damage` "previous" is passed over for the one before it.
@@ -179,7 +211,7 @@ class CheckpointStore:
         problems: list[str] = []
         for step in reversed(self.steps()):
             try:
-                self.verify(step)
+                self.verify(step, how)
                 return step
             except UserError as error:
                 problems += error.problems
@@ -208,7 +240,7 @@ class CheckpointStore:
         """
         reader = SafeReader(self.path(step) / "state")
         stored = reader.tensor_shapes()
-        names = set().union(*_together(lambda: set(tensors)))
+        names = set().union(*together(lambda: set(tensors)))
         for name in sorted(names | set(stored)):
             where = f"checkpoint {step} in {self.folder} is of another model"
             if name not in stored or name not in names:
@@ -217,30 +249,3 @@ class CheckpointStore:
                 there, here = list(stored[name]), list(tensors[name].shape)
                 raise UserError(f"{where}: '{name}' has shape {there} there and {here} in the model")
         dcp.load(tensors, storage_reader=reader)
-
-
-def _entry(path: Path, root: Path) -> dict[str, Any]:
-    return {"path": str(path.relative_to(root)), "bytes": path.stat().st_size, "xxh3": file_checksum(path)}
-
-
-def _sync_file(path: Path) -> None:
-    with open(path, "rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def _together(action: Callable[[], Any] | None) -> list[Any]:
-    """Run `action` on the ranks that have one and return all results everywhere.
-
-    A failure on any rank is raised on every rank, so that nobody waits for the dead in the next collective.
-    """
-    outcome: tuple[Any, str | None] = (None, None)
-    try:
-        outcome = (action() if action else None, None)
-    except OSError as error:
-        outcome = (None, f"rank {dist.get_rank()}: {error}")
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, outcome)
-    failures = [problem for _, problem in gathered if problem]
-    if failures:
-        raise OSError("; ".join(failures))
-    return [result for result, _ in gathered]

@@ -53,6 +53,7 @@ class HeldOutEvaluation(Callback):
 
     def _evaluate(self, run: Run) -> None:
         scores = self._held_out.scores(run)
+        run.bits_per_byte = (run.step, {name: one.summary()["bits_per_byte"] for name, one in scores.items()})
         if run.world.is_first:
             sources = {name: one.summary() for name, one in scores.items()}
             record = {"kind": "evaluation", "step": run.step, "time": time.time(), "sources": sources}
@@ -65,13 +66,15 @@ class Checkpoints(Callback):
     """A checkpoint every n steps, at the end, and when the job was asked to stop."""
 
     def after_step(self, run: Run, result: StepResult) -> None:
+        if result.save_failed:
+            run.saver.wait()
+        self._record(run)
         every = run.config.checkpoint.every_steps
         if run.finished or result.stop_requested or (every > 0 and result.step % every == 0):
             self.save(run)
 
     def save(self, run: Run) -> None:
         """Write the checkpoint of the present step."""
-        begin = time.perf_counter()
         accounts = checked_accounts(run)
         trainer = {
             "step": run.step,
@@ -82,16 +85,33 @@ class Checkpoints(Callback):
             "engine": run.engine.name,
             "world_size": run.world.size,
         }
-        path = run.store.save(run.step, run.engine.state_tensors(), trainer, self._probe(run))
-        if run.world.is_first:
-            seconds = time.perf_counter() - begin
+        evaluated_step, bits_per_byte = run.bits_per_byte
+        run.saver.save(
+            run.step,
+            run.engine.state_tensors(),
+            trainer,
+            self._probe(run),
+            bits_per_byte if evaluated_step == run.step else None,
+            {"accounts": accounts},
+        )
+        self._record(run)
+
+    def on_end(self, run: Run) -> None:
+        self._record(run)
+
+    @staticmethod
+    def _record(run: Run) -> None:
+        """A line for each checkpoint that is there since the last call."""
+        for report in run.saver.reports() if run.world.is_first else ():
             record = {
                 "kind": "checkpoint",
-                "step": run.step,
+                "step": report.step,
                 "time": time.time(),
-                "seconds": seconds,
-                "path": str(path),
-                "accounts": accounts,
+                "asynchronous": report.asynchronous,
+                "stall_seconds": report.stall_seconds,
+                "write_seconds": report.write_seconds,
+                "path": str(report.path),
+                **report.notes,
             }
             run.directory.append_metrics(record)
 

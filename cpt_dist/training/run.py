@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from cpt_dist.checkpoint.saver import Saver
 from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.config import CptConfig, ScheduleConfig, StageConfig
 from cpt_dist.data.batches import Batch, build_batch
@@ -45,6 +46,8 @@ class StepResult:
     """Time that this rank waited for batches; the longest of all ranks."""
     stop_requested: bool
     """Some rank was asked to stop."""
+    save_failed: bool = False
+    """Some rank knows that the checkpoint written in the background has failed."""
 
     @property
     def loss(self) -> float:
@@ -108,12 +111,15 @@ class Run:
     order: SampleOrder
     engine: Engine
     store: CheckpointStore
+    saver: Saver
     totals: Totals
     position: int = 0
     """Samples done: the n of the next sample."""
     callbacks: list[Any] = field(default_factory=list)
     stop_requested: bool = False
     """Set by a signal on this rank; the ranks agree on it at the end of a step."""
+    bits_per_byte: tuple[int, dict[str, float]] = (-1, {})
+    """Step of the newest evaluation inside the job, and what it found for each source."""
     last_record: dict[str, Any] = field(default_factory=dict)
     """The newest line of metrics.jsonl of kind step (rank 0)."""
 
@@ -156,6 +162,8 @@ class Run:
     def _steps_until_change(self, index: int) -> Iterator[StepBatches]:
         """The steps of `steps_of` up to where a ledger entry made meanwhile begins to act, or to the stage's end."""
         order = self.order
+        if self.config.data.num_workers:
+            self.saver.wait()  # the loader forks, and a thread that holds a lock would not be there to let it go
         loader = StepLoader(
             order,
             self.sources,

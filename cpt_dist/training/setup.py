@@ -14,6 +14,8 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 import cpt_dist
+from cpt_dist.checkpoint.open_store import checkpoint_store
+from cpt_dist.checkpoint.saver import Saver
 from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.config import CptConfig
 from cpt_dist.data.order import SampleOrder
@@ -35,7 +37,10 @@ def set_up(config: CptConfig, world: World) -> Run:
     directory = RunDirectory(config.run_dir)
     sources = open_sources(config)
     order = sample_order(config, sources)
-    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep_last)
+    store = checkpoint_store(config)
+    if world.is_first:
+        store.tidy()
+    world.barrier()
     step = _step_to_resume(config, store, order)
     dtype, reason = resolve_precision(config.engine.precision, world.device)
     if not (world.is_first and sys.stderr.isatty()):
@@ -50,6 +55,7 @@ def set_up(config: CptConfig, world: World) -> Run:
         order=order,
         engine=engine,
         store=store,
+        saver=Saver(store, config.checkpoint.asynchronous, world.local_size),
         totals=Totals([0] * len(sources), [0] * len(sources)),
     )
     if world.is_first:
@@ -64,7 +70,7 @@ def set_up(config: CptConfig, world: World) -> Run:
 
 
 def _step_to_resume(config: CptConfig, store: CheckpointStore, order: SampleOrder) -> int | None:
-    step = store.newest_whole(config.checkpoint.on_damage)
+    step = store.newest_whole(config.checkpoint.on_damage, config.checkpoint.verify)
     if step is not None:
         order.check(store.trainer(step)["order"])
     return step

@@ -13,12 +13,15 @@ import torch
 
 from cpt_dist.config import CptConfig, StageConfig
 from cpt_dist.engine import distributed
+from cpt_dist.errors import UserError
 from cpt_dist.training.run import Run, StepBatches, StepResult
 from cpt_dist.training.schedules import learning_rate
 from cpt_dist.training.setup import set_up
 
 EXIT_REQUEUE = 75
 """Exit code of a job that was asked to stop and has saved where it is (EX_TEMPFAIL of sysexits.h)."""
+SECONDS_FOR_LAST_SAVE = 60.0
+"""A job that ends with an error gives so long to the checkpoint that is being written."""
 
 
 def train(config: CptConfig) -> None:
@@ -39,18 +42,23 @@ def train(config: CptConfig) -> None:
 def fit(run: Run) -> None:
     """The loop."""
     run.each("on_start")
-    stopping = False
+    try:
+        _steps(run)
+    except UserError:
+        run.saver.give_up(SECONDS_FOR_LAST_SAVE)
+        raise
+    run.saver.wait()
+    run.each("on_end")
+
+
+def _steps(run: Run) -> None:
     for index, stage in run.remaining_stages():
         for batches in run.steps_of(index):
             result = train_step(run, index, stage, batches)
             run.totals.add(result)
             run.each("after_step", result)
-            stopping = result.stop_requested
-            if stopping:
-                break
-        if stopping:
-            break
-    run.each("on_end")
+            if result.stop_requested:
+                return
 
 
 def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -> StepResult:
@@ -75,8 +83,8 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
         sums[3] += torch.bincount(batch.row_sources.cpu(), minlength=num_sources)
     waits = torch.zeros(world.size, dtype=torch.float64)
     waits[world.rank] = batches.wait_seconds
-    stop_vote = torch.tensor([float(run.stop_requested)], dtype=torch.float64)
-    shared = world.sum(torch.cat([sums.flatten(), waits, stop_vote])).cpu()
+    votes = torch.tensor([float(run.stop_requested), float(run.saver.failed)], dtype=torch.float64)
+    shared = world.sum(torch.cat([sums.flatten(), waits, votes])).cpu()
     sums = shared[: 4 * num_sources].view(4, num_sources)
     if not torch.isfinite(sums[0]).all():
         raise FloatingPointError(
@@ -96,6 +104,7 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
         input_tokens_by_source=[int(count) for count in sums[2]],
         samples_by_source=[int(count) for count in sums[3]],
         seconds=time.perf_counter() - begin + batches.wait_seconds,
-        data_wait_seconds=float(shared[4 * num_sources : -1].max()),
-        stop_requested=bool(shared[-1] > 0),
+        data_wait_seconds=float(shared[4 * num_sources : -2].max()),
+        stop_requested=bool(shared[-2] > 0),
+        save_failed=bool(shared[-1] > 0),
     )

@@ -1,0 +1,82 @@
+"""launch/checkpoints.py, as a user starts it, and without a process for what it decides."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from cpt_dist.checkpoint.manage import manage
+from cpt_dist.checkpoint.store import CheckpointStore
+from cpt_dist.config import CheckpointConfig, CheckpointsConfig, CptConfig
+from cpt_dist.errors import UserError
+from tests.helpers.tiny_run import ROOT
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = CheckpointStore(tmp_path / "checkpoints")
+    for step in (10, 20, 30):
+        tensors = {"model.a": torch.ones(3), "optimizer.exp_avg.a": torch.ones(3)}
+        store.save(step, tensors, {"engine": "fsdp", "position": 4 * step}, None, {"law": 1.5})
+    dist.destroy_process_group()
+    return tmp_path
+
+
+def managed(run_dir, what, step="", name="", **checkpoint):
+    config = CptConfig(run_dir=str(run_dir), checkpoint=CheckpointConfig(**checkpoint))
+    config.checkpoints = CheckpointsConfig(what, step, name)
+    manage(config)
+
+
+def test_plain_words_name_and_show_and_a_bare_call_lists(run_dir):
+    def launch(*words):
+        command = [sys.executable, str(ROOT / "launch" / "checkpoints.py"), f"run_dir={run_dir}", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert launch("name", "20", "middle").returncode == 0
+    done = launch("what=show", "step=middle")
+    assert "checkpoint 20" in done.stdout, done.stderr
+    assert "held-out bits per byte of law: 1.5000" in done.stdout
+    done = launch("verfy")
+    assert (done.returncode, "did you mean 'verify'" in done.stderr) == (2, True)
+
+
+def test_the_list_says_who_wrote_what_and_why_it_stays(run_dir, capsys):
+    managed(run_dir, "name", "20", "middle", keep_last=1)
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if " 20 " in line)
+    assert "fsdp" in line
+    assert "named 'middle'" in line
+    assert "not checked" in line
+    assert any(" 10 " in line and "prune removes it" in line for line in out.splitlines())
+
+
+def test_prune_removes_what_no_rule_keeps(run_dir, capsys):
+    managed(run_dir, "prune", keep_last=1, keep_every=20)
+    assert "removed [10]; kept [20, 30]" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_named_with_its_rank(run_dir, capsys):
+    path = run_dir / "checkpoints" / "step-00000020" / "state" / "__0_0.distcp"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"checkpoint 20: .*__0_0\.distcp \(written by rank 0\) has \d+ bytes"):
+        managed(run_dir, "verify")
+    assert "damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show",), "which checkpoint"),
+        (("show", "77"), r"no checkpoint of step 77 .* there are: \[10, 20, 30\]"),
+        (("name", "10"), "which name"),
+        (("name", "10", "7"), "would be taken for a step"),
+        (("unname", "", "x"), "no checkpoint has the name 'x'"),
+    ],
+)
+def test_a_wrong_wish_is_one_line(run_dir, arguments, message):
+    with pytest.raises(UserError, match=message):
+        managed(run_dir, *arguments)
