@@ -81,7 +81,8 @@ class DataConfig:
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Name of each source and where its raw text lies."""
     shards: str = MISSING
-    """Folder of the token shards: one sub-folder a source, written by launch/prepare.py."""
+    """Folder of the token shards: one sub-folder a source, written by launch/prepare.py. To read from, also a URL:
+    s3://, gs://, https://, file:// (docs/streaming.md)."""
     tokenizer: str = "${model.path}"
     """Folder whose tokenizer.json makes the tokens."""
     separator: str | None = None
@@ -98,6 +99,25 @@ class DataConfig:
     """Loader processes of a rank that assemble batches ahead; the batches are the same for any number."""
     verify: str = "read"
     """Check of shard content against the manifest: read (each block when first read) or open (all at the start)."""
+    shuffle_window_shards: int = 0
+    """Rows are drawn from this many shards of a source at a time, so that a cache of these shards suffices; 0: from
+    all of them."""
+    prefetch_shards: int = 2
+    """Shards behind a URL that each source fetches beyond the window, ahead of their first use; without a window all
+    that the stage needs are fetched ahead. 0 turns fetching ahead off."""
+    cache: str = "~/.cache/cpt_dist/shards"
+    """Folder of what is fetched from a URL, shared by all processes of a host; a local disk."""
+    cache_bytes: str = "50GB"
+    """Most that the cache holds; what was used longest ago is removed first."""
+    fetch_retries: int = 6
+    """Further attempts at a part of a file that could not be fetched or came damaged."""
+    fetch_backoff_seconds: float = 0.5
+    """Longest wait before the first further attempt; doubled for each one, up to 30."""
+    fetch_timeout_seconds: float = 60.0
+    """An attempt (at most 8 MiB) that takes longer has failed."""
+    storage_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the fsspec file system, such as {anon: true}. They are saved with the run: keep keys out of them,
+    in the environment."""
 
 
 @dataclass

@@ -131,6 +131,9 @@ def _check_counts(problems: list[str], config: CptConfig) -> None:
         "model.loss_chunk_tokens": (config.model.loss_chunk_tokens, 1),
         "data.num_workers": (config.data.num_workers, 0),
         "data.min_bytes": (config.data.min_bytes, 1),
+        "data.shuffle_window_shards": (config.data.shuffle_window_shards, 0),
+        "data.prefetch_shards": (config.data.prefetch_shards, 0),
+        "data.fetch_retries": (config.data.fetch_retries, 0),
         "checkpoint.every_steps": (config.checkpoint.every_steps, 0),
         "checkpoint.keep_last": (config.checkpoint.keep_last, 0),
         "checkpoint.keep_every": (config.checkpoint.keep_every, 0),
@@ -143,6 +146,10 @@ def _check_counts(problems: list[str], config: CptConfig) -> None:
         "seed": (config.seed, 0),
     }
     problems.extend(f"{key}: {value} must be at least {low}" for key, (value, low) in least.items() if value < low)
+    for name in ("fetch_backoff_seconds", "fetch_timeout_seconds"):
+        value = getattr(config.data, name)
+        if not 0 < value < math.inf:
+            problems.append(f"data.{name}: {value} must be positive and finite")
     if config.optimizer.max_grad_norm < 0:
         problems.append(f"optimizer.max_grad_norm: {config.optimizer.max_grad_norm} is negative; 0 turns clipping off")
     for key in ("beta1", "beta2"):
@@ -202,6 +209,7 @@ def validate(config: CptConfig) -> None:
     problems.extend(replay_problems(config.replay, evaluations))
     for what, value in {
         "data.shard_tokens": config.data.shard_tokens,
+        "data.cache_bytes": config.data.cache_bytes,
         "evaluation.max_tokens": config.evaluation.max_tokens,
         "consolidate.max_shard_size": config.consolidate.max_shard_size,
         "evaluate.batch_tokens": config.evaluate.batch_tokens,

@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+import math
 import re
 from pathlib import Path
 
@@ -216,3 +217,22 @@ def test_keeping_the_best_needs_evaluations_and_a_source_that_is_there():
     assert any("did you mean 'legal'?" in problem for problem in caught.value.problems)
     config.checkpoint.keep_best_of, config.evaluation.every_steps = "macro", 10
     validate(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("shuffle_window_shards", -1, "-1 must be at least 0"),
+        ("prefetch_shards", -2, "-2 must be at least 0"),
+        ("fetch_retries", -1, "-1 must be at least 0"),
+        ("fetch_backoff_seconds", 0.0, "0.0 must be positive and finite"),
+        ("fetch_timeout_seconds", math.inf, "inf must be positive and finite"),
+        ("cache_bytes", "plenty", "'plenty' is not a whole positive count"),
+    ],
+)
+def test_an_impossible_way_of_fetching_is_named(field, value, message):
+    config = good()
+    setattr(config.data, field, value)
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    assert [f"data.{field}: " in problem and message in problem for problem in caught.value.problems] == [True]

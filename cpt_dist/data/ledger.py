@@ -18,10 +18,11 @@ from typing import Any
 from cpt_dist.config import CptConfig
 from cpt_dist.data.lookup import Place, find_document, readings_of_place, readings_of_steps, samples_of_step
 from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.remote import source_folder
 from cpt_dist.data.run_order import sample_order
-from cpt_dist.data.shards import Source, read_held_out
+from cpt_dist.data.shards import Source, open_verified, read_held_out
 from cpt_dist.errors import UserError, nearest
-from cpt_dist.files import file_checksum, write_json
+from cpt_dist.files import write_json
 
 KEYS = ("run_dir", "steps", "document", "text", "shards", "json")
 _SHOWN = 40
@@ -50,11 +51,12 @@ class Ledger:
             raise UserError(f"run_dir: '{path}' does not exist; give the folder of a run that was started")
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CptConfig), OmegaConf.load(path)))
         used = {name for stage in config.stages for name in stage.mixture}
-        folder, problems, sources = Path(shards or config.data.shards), [], []
+        config.data.shards = shards or config.data.shards
+        problems, sources = [], []
         for name in config.data.sources:
             if name in used:
                 try:
-                    sources.append(Source.open(folder / name))
+                    sources.append(Source.open(source_folder(config.data, name)))
                 except UserError as error:
                     problems += error.problems
         if problems:
@@ -91,14 +93,8 @@ class Ledger:
             from pyarrow import parquet
 
             entry = source.manifest["provenance"][place.shard]
-            path = source.folder / entry["file"]
-            found = file_checksum(path) if path.is_file() else "none (no such file)"
-            if found != entry["xxh3"]:
-                raise UserError(
-                    f"source '{source.name}': {path.name} has checksum {found} but its manifest says {entry['xxh3']}; "
-                    f"fetch it again, or remove '{source.folder}' and run launch/prepare.py"
-                )
-            table = parquet.read_table(path).to_pydict()
+            with open_verified(source.folder, entry, source.name) as handle:
+                table = parquet.read_table(handle).to_pydict()
             self._provenance[place.source, place.shard] = table
         row = {column: values[place.document] for column, values in table.items()}
         assert row["doc_id"] == self.document_id(place), "a provenance table lists its shard's documents in their order"

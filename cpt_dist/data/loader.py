@@ -7,6 +7,8 @@ keeps no state: a loader made at sample n is the loader that came there (OLMo-co
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.context
 import time
 from collections.abc import Iterator, Sequence
 
@@ -19,6 +21,7 @@ from cpt_dist.data.order import SampleOrder, Samples
 from cpt_dist.data.packing import RowSource
 from cpt_dist.data.permutation import Permutation, derive_key
 from cpt_dist.data.plans import make_plan
+from cpt_dist.data.prefetch import remote_files
 from cpt_dist.errors import UserError
 
 _MICRO_BATCHES_AHEAD = 4
@@ -105,7 +108,7 @@ class StepLoader:
         if not start <= first_sample <= order.stage_starts[stage + 1] or (first_sample - start) % plan.batch_samples:
             raise ValueError(f"sample {first_sample} is no step boundary of stage '{plan.name}'")
         self._batches = _MicroBatches(order, sources, stage, rank, world_size, micro_batch, first_sample)
-        self._num_workers, self._pin_memory = num_workers, pin_memory
+        self._sources, self._num_workers, self._pin_memory = list(sources), num_workers, pin_memory
         self.wait_seconds = 0.0
         """Time that the iterating program spent waiting for micro-batches, since the loader was made."""
 
@@ -124,6 +127,7 @@ class StepLoader:
             batch_size=None,
             num_workers=self._num_workers,
             prefetch_factor=_MICRO_BATCHES_AHEAD if self._num_workers else None,
+            multiprocessing_context=_context(self._sources) if self._num_workers else None,
             pin_memory=self._pin_memory,
             worker_init_fn=_one_thread,
             # Else it draws a seed from torch's global generator, and a resumed run has other random numbers.
@@ -135,6 +139,20 @@ class StepLoader:
             step = [_unless_error(next(batches)) for _ in range(self.micro_batches_per_step)]
             self.wait_seconds += time.perf_counter() - begin
             yield step
+
+
+def _context(sources: Sequence[RowSource]) -> multiprocessing.context.BaseContext | None:
+    """How workers are started: None (torch's default, fork on Linux), or for shards behind a URL a fork server.
+
+    A rank that has read from a URL runs threads of fsspec and of the prefetcher. A fork amid their work copies locks
+    that nobody in the child ever releases, and the child waits for ever. The server is a new process without any of
+    these; it imports the loader once, and every worker is forked from it.
+    """
+    if not any(remote_files(source) for source in sources):
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _unless_error(item: Batch | UserError) -> Batch:

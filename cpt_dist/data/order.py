@@ -24,6 +24,7 @@ from cpt_dist.data.permutation import Permutation, derive_key
 from cpt_dist.data.plans import make_plan
 from cpt_dist.data.stage_counts import StageCounts
 from cpt_dist.data.stage_plan import SourceRows, StagePlan, stage_differences
+from cpt_dist.data.window import WindowedPermutation, row_permutation
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.files import fingerprint
 
@@ -48,8 +49,9 @@ class SampleOrder:
     A stage's sources are taken by name, so neither the order of `sources` nor of a mixture's keys matters. A source's
     samples are counted on from stage to stage where seq_len is the same, so no row comes twice before its epoch is
     over; another seq_len is another set of rows, counted from 0. A `ledger` changes shares from its entries' samples
-    on, `caps` (source -> cap) where a source has been read often enough; neither changes a sample before that. Raises
-    UserError with every unknown or empty source, wrong entry, and cap of policy error that binds.
+    on, `caps` (source -> cap) where a source has been read often enough; neither changes a sample before that. With
+    `window_shards` rows are drawn from that many shards of a source at a time, with 0 from all. Raises UserError with
+    every unknown or empty source, wrong entry, and cap of policy error that binds.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class SampleOrder:
         seed: int,
         ledger: Sequence[LedgerEntry] = (),
         caps: Mapping[str, Cap] | None = None,
+        window_shards: int = 0,
     ) -> None:
+        self.window_shards = window_shards
         self.stages = list(stages)
         self.seed = seed
         self.ledger = list(ledger)
@@ -68,7 +72,7 @@ class SampleOrder:
         """The caps that bind, in the order in which they do."""
         self.source_names = [source.name for source in sources]
         self._sources = list(sources)
-        self._permutations: dict[tuple[int, int, int], Permutation] = {}
+        self._permutations: dict[tuple[int, int, int], Permutation | WindowedPermutation] = {}
         index = {name: number for number, name in enumerate(self.source_names)}
         self._check_sources(index)
         self._members = [[index[name] for name in sorted(stage.mixture)] for stage in self.stages]
@@ -97,6 +101,7 @@ class SampleOrder:
         seed: int,
         ledger: Sequence[LedgerEntry] = (),
         caps: Mapping[str, Cap] | None = None,
+        window_shards: int = 0,
     ) -> SampleOrder:
         """The order of validated stages over opened sources, packed by `plans.make_plan`."""
         plans = [StagePlan.from_config(stage) for stage in stages]
@@ -105,8 +110,9 @@ class SampleOrder:
         for source in sources:
             packs = {length: make_plan(source, length) for length in lengths}
             table = {length: (pack.num_rows, pack.num_tokens) for length, pack in packs.items()}
-            rows.append(SourceRows(source.name, source.fingerprint, table))
-        return cls(plans, rows, seed, ledger, caps)
+            shard_rows = {length: pack.rows_per_shard for length, pack in packs.items()} if window_shards else {}
+            rows.append(SourceRows(source.name, source.fingerprint, table, shard_rows))
+        return cls(plans, rows, seed, ledger, caps, window_shards)
 
     def _check_sources(self, index: dict[str, int]) -> None:
         problems = []
@@ -251,16 +257,16 @@ class SampleOrder:
                 result.epoch[part] = epoch
                 done += part.size
 
-    def _permutation(self, source: int, seq_len: int, epoch: int) -> Permutation:
+    def _permutation(self, source: int, seq_len: int, epoch: int) -> Permutation | WindowedPermutation:
         key = (source, seq_len, epoch)
         if key not in self._permutations:
             if len(self._permutations) >= _KEPT_PERMUTATIONS:
                 self._permutations.clear()
             name, num_rows = self._sources[source].name, self._sources[source].rows[seq_len][0]
             generation = 0  # a source that grows gets a further generation of rows; its old rows keep their order
-            self._permutations[key] = Permutation(
-                num_rows, derive_key("rows", self.seed, name, seq_len, generation, epoch)
-            )
+            seed = derive_key("rows", self.seed, name, seq_len, generation, epoch)
+            shard_rows = self._sources[source].shard_rows.get(seq_len)
+            self._permutations[key] = row_permutation(num_rows, shard_rows, seed, self.window_shards)
         return self._permutations[key]
 
     def sample(self, n: int) -> tuple[str, int, int]:
@@ -350,6 +356,8 @@ class SampleOrder:
             changes["ledger"] = [entry.effect for entry in self.ledger]
         if self.caps:
             changes["caps"] = {name: asdict(cap) for name, cap in self.caps.items()}
+        if self.window_shards:
+            changes["shuffle_window_shards"] = self.window_shards
         return {
             "version": ORDER_VERSION,
             "seed": self.seed,
@@ -386,6 +394,11 @@ class SampleOrder:
         problems = []
         if state["seed"] != self.seed:
             problems.append(f"seed was {state['seed']} and is {self.seed}; set it back to resume")
+        window = state.get("shuffle_window_shards", 0)
+        if window != self.window_shards:
+            problems.append(
+                f"data.shuffle_window_shards was {window} and is {self.window_shards}; set it back to resume"
+            )
         present = {source.name: source.fingerprint for source in self._sources}
         for name, saved in state["sources"].items():
             if name not in present:

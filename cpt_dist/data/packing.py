@@ -70,6 +70,10 @@ class PackPlan(Protocol):
     def num_tokens(self) -> int:
         """Tokens in all rows together."""
 
+    @property
+    def rows_per_shard(self) -> np.ndarray:
+        """int64 [num_shards]: rows in each shard; rows are numbered through the shards in their order."""
+
     def row(self, index: int) -> Row:
         """Where the tokens of row `index` lie; raises IndexError outside 0 … num_rows-1."""
 
@@ -110,6 +114,11 @@ class ConcatAndChunk:
     def num_rows(self) -> int:
         """Rows of the source."""
         return int(self._first_rows[-1])
+
+    @property
+    def rows_per_shard(self) -> np.ndarray:
+        """int64 [num_shards]: rows in each shard; rows are numbered through the shards in their order."""
+        return np.diff(self._first_rows)
 
     @property
     def num_tokens(self) -> int:

@@ -21,6 +21,7 @@ from cpt_dist.data.imports import imported
 from cpt_dist.data.instructions import Instructions, instruction_fates, instructions_of
 from cpt_dist.data.journal import Journal, difference, locked
 from cpt_dist.data.prepare_display import PrepareDisplay
+from cpt_dist.data.remote import is_url
 from cpt_dist.data.shard_writer import Part, write_held_out, write_provenance, write_shard
 from cpt_dist.data.shards import FORMAT, MANIFEST, read_manifest, recorded_ids
 from cpt_dist.data.tokenizer import DocumentTokenizer
@@ -133,6 +134,8 @@ def _plan(config: CptConfig) -> list[_Task]:
     if not data.sources:
         raise UserError("data.sources is empty; name at least one source with its raw files (data=…)")
     problems: list[str] = []
+    if is_url(data.shards):
+        problems.append(f"data.shards: '{data.shards}' is a URL; prepare into a folder, then copy it there")
     found: dict[str, list[InputFile]] = {}
     for name, source in data.sources.items():
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):

@@ -17,4 +17,6 @@ def sample_order(config: CptConfig, sources: list[Source], ledger: Sequence[Ledg
     if ledger is None:
         ledger = read_ledger(RunDirectory(config.run_dir).ledger)
     caps = caps_from_config(config.data.sources)
-    return SampleOrder.from_sources(config.stages, sources, config.seed, ledger, caps)
+    return SampleOrder.from_sources(
+        config.stages, sources, config.seed, ledger, caps, config.data.shuffle_window_shards
+    )

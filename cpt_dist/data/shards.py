@@ -1,8 +1,7 @@
 """Token shards: the files of a source, opened for reading and checked against their manifest.
 
 A shard is a safetensors file; document boundaries are recorded in it and never inferred from a separator token.
-Nothing is written here (`shard_writer.py` does that). That block checksums are verified on first read, not only
-when a file is fetched, is what MosaicML streaming leaves off by default and pays for with errors far from the cause.
+Nothing is written here (`shard_writer.py` does that). The files may lie behind a URL (`remote.py`, `shard_cache.py`).
 """
 
 from __future__ import annotations
@@ -10,21 +9,23 @@ from __future__ import annotations
 import heapq
 import io
 import json
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-import xxhash
 import zstandard
 
+from cpt_dist.data.remote import RemoteFolder, as_folder
+from cpt_dist.data.shard_cache import CachedFile
+from cpt_dist.data.shard_file import RemoteShardFile, ShardFile, shard_file
 from cpt_dist.errors import UserError
 from cpt_dist.files import file_checksum, fingerprint
 
 FORMAT = "cpt_dist.shards/1"
 MANIFEST = "manifest.json"
-DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64}
 
 
 def tokenizer_fingerprint(folder: str | Path) -> str:
@@ -45,15 +46,22 @@ def tokenizer_fingerprint(folder: str | Path) -> str:
     return fingerprint({key: value for key, value in content.items() if key not in ("padding", "truncation")})
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def is_complete(folder: str | Path | RemoteFolder) -> bool:
+    """Whether the folder has a manifest, which is written when everything else is there."""
+    path = as_folder(folder) / MANIFEST
+    return path.read_whole() is not None if isinstance(path, RemoteFolder) else path.is_file()
+
+
+def read_manifest(folder: str | Path | RemoteFolder) -> dict[str, Any]:
     """The manifest of a complete source; UserError where it is missing, unreadable, altered or of another format."""
-    path = Path(folder) / MANIFEST
-    name = path.parent.name
-    remake = f"remove '{path.parent}' and run launch/prepare.py"
-    if not path.is_file():
+    folder = as_folder(folder)
+    path, name = folder / MANIFEST, folder.name
+    remake = f"remove '{folder}' and run launch/prepare.py"
+    raw = path.read_whole() if isinstance(path, RemoteFolder) else path.read_bytes() if path.is_file() else None
+    if raw is None:
         raise UserError(f"source '{name}': '{path}' does not exist, so it is not complete; run launch/prepare.py")
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(raw)
     except ValueError as error:
         raise UserError(f"source '{name}': '{path}' is no JSON ({error}); {remake}") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
@@ -66,86 +74,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-@dataclass
-class ShardFile:
-    """One shard file and its entry in the manifest, mapped and checked when first touched.
-
-    `sections` is name -> (dtype, first byte, one past the last byte); `verified` is bool [num_blocks].
-    """
-
-    path: Path
-    entry: dict[str, Any]
-    source: str
-    memory: np.memmap | None = None
-    sections: dict[str, tuple[Any, int, int]] = field(default_factory=dict)
-    verified: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "entry": self.entry, "source": self.source}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy in another process maps the file and verifies it for itself.
-        self.__dict__.update(state, memory=None, sections={}, verified=np.zeros(0, dtype=bool))
-
-    def _refuse(self, what: str) -> UserError:
-        return UserError(
-            f"source '{self.source}': {self.path.name} {what}; fetch it again, "
-            f"or remove '{self.path.parent}' and run launch/prepare.py"
-        )
-
-    def open(self) -> np.memmap:
-        """Map the file and check its size, its first block and the layout that its header gives."""
-        if self.memory is not None:
-            return self.memory
-        try:
-            size = self.path.stat().st_size
-            if size != self.entry["bytes"]:
-                raise self._refuse(f"has {size} bytes but its manifest says {self.entry['bytes']}")
-            memory = np.memmap(self.path, dtype=np.uint8, mode="r")
-        except OSError as error:
-            raise self._refuse(f"cannot be read ({error.strerror})") from error
-        self.verified = np.zeros(len(self.entry["blocks"]), dtype=bool)
-        self._verify(memory, 0, 1)
-        header_bytes = int.from_bytes(memory[:8].tobytes(), "little")
-        self._verify(memory, 0, 8 + header_bytes)
-        header = json.loads(memory[8 : 8 + header_bytes].tobytes())
-        self.sections = {}
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                first, last = (8 + header_bytes + at for at in tensor["data_offsets"])
-                self.sections[name] = (DTYPES[tensor["dtype"]], first, last)
-        self.memory = memory
-        return memory
-
-    def _verify(self, memory: np.memmap, first: int, last: int) -> None:
-        """Compare the checksum of each block that overlaps bytes [first, last) and was not compared before."""
-        size = self.entry["block_bytes"]
-        for block in range(first // size, min(-(-last // size), len(self.verified))):
-            if not self.verified[block]:
-                content = memory[block * size : (block + 1) * size]
-                found, expected = xxhash.xxh3_64_hexdigest(content.data), self.entry["blocks"][block]
-                if found != expected:
-                    raise self._refuse(f"block {block} has checksum {found} but its manifest says {expected}")
-                self.verified[block] = True
-
-    def verify_all(self) -> None:
-        """Check every block now."""
-        memory = self.open()
-        self._verify(memory, 0, len(memory))
-
-    def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Elements [start, stop) of a tensor, as a read-only view of the mapped file."""
-        memory = self.open()
-        dtype, first, _ = self.sections[name]
-        width = np.dtype(dtype).itemsize
-        self._verify(memory, first + start * width, first + stop * width)
-        return np.asarray(memory[first + start * width : first + stop * width]).view(dtype)
-
-
 class Source:
     """A complete, opened source. Copies in other processes (pickle) map and verify the files for themselves."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path | RemoteFolder, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
         self.name: str = manifest["source"]
@@ -154,17 +86,21 @@ class Source:
         self.separator_id: int = manifest["tokenizer"]["separator_id"]
         self.shard_tokens: np.ndarray = np.array([entry["tokens"] for entry in manifest["shards"]], dtype=np.int64)
         """int64 [num_shards]: tokens in each shard."""
-        self._shards = [ShardFile(folder / entry["file"], entry, self.name) for entry in manifest["shards"]]
+        self._shards = [shard_file(folder, entry, self.name) for entry in manifest["shards"]]
 
     @classmethod
-    def open(cls, folder: str | Path, tokenizer_fingerprint: str | None = None, verify: str = "read") -> Source:
+    def open(
+        cls, folder: str | Path | RemoteFolder, tokenizer_fingerprint: str | None = None, verify: str = "read"
+    ) -> Source:
         """Open the source in `folder`; verify="open" reads and checks every block now, "read" when first needed.
 
-        The manifest, every file's size and every file's first block (with its header) are checked either way.
+        The manifest, every file's size and every file's first block (with its header) are checked either way. Behind
+        a URL (a RemoteFolder, or a string such as s3://bucket/folder for the default settings) nothing is fetched for
+        that: sizes are taken from a listing where there is one.
         Raises UserError, by name, for a source that is not complete, altered, truncated or made with another
         tokenizer than the one with `tokenizer_fingerprint`.
         """
-        folder = Path(folder)
+        folder = as_folder(folder)
         manifest = read_manifest(folder)
         made_with = manifest["tokenizer"]["fingerprint"]
         if tokenizer_fingerprint is not None and tokenizer_fingerprint != made_with:
@@ -173,12 +109,19 @@ class Source:
                 f"{tokenizer_fingerprint}; use that tokenizer, or another data.shards and run launch/prepare.py"
             )
         source = cls(folder, manifest)
+        if isinstance(folder, RemoteFolder):
+            _check_listing(folder, source)
         for shard in source._shards:
             if verify == "open":
                 shard.verify_all()
-            else:
+            elif isinstance(folder, Path):
                 shard.open()
         return source
+
+    @property
+    def remote_files(self) -> list[CachedFile]:
+        """The shards' files where the source lies behind a URL, in the order of the shards; none otherwise."""
+        return [shard.file for shard in self._shards if isinstance(shard, RemoteShardFile)]
 
     @property
     def num_tokens(self) -> int:
@@ -225,6 +168,22 @@ class Source:
         return None
 
 
+def _check_listing(folder: RemoteFolder, source: Source) -> None:
+    """Refuse a source whose folder has not all of its shards at their size, before anything is fetched."""
+    listing = folder.entries()
+    if listing is None:
+        return
+    problems: list[str] = []
+    for file in source.remote_files:
+        name, expected = file.entry["file"], file.entry["bytes"]
+        if name not in listing:
+            problems += file.refuse("does not exist").problems
+        elif listing[name] not in (None, expected):
+            problems += file.refuse(f"has {listing[name]} bytes but its manifest says {expected}").problems
+    if problems:
+        raise UserError(problems)
+
+
 @dataclass(frozen=True)
 class HeldOutDocument:
     """A document kept for evaluation: the hex id of its normalised text, the text, and its source's name."""
@@ -234,35 +193,48 @@ class HeldOutDocument:
     source: str
 
 
-def _held_out_lines(path: Path) -> Iterator[HeldOutDocument]:
-    with zstandard.open(path, "rb") as handle:
+def open_verified(folder: Path | RemoteFolder, entry: dict[str, Any], source: str) -> BinaryIO:
+    """A file whose manifest entry has one checksum ("xxh3"), open for reading after a check of all of it.
+
+    Of a file behind a URL it is the copy in the cache, which stays there until it is closed. Raises UserError where
+    the file is missing or altered.
+    """
+    if isinstance(folder, RemoteFolder):
+        return os.fdopen(CachedFile(folder, entry, source).verified_descriptor(), "rb")
+    path = folder / entry["file"]
+    found = file_checksum(path) if path.is_file() else "none (no such file)"
+    if found != entry["xxh3"]:
+        raise UserError(
+            f"source '{source}': {path.name} has checksum {found} but its manifest says {entry['xxh3']}; "
+            f"fetch it again, or remove '{folder}' and run launch/prepare.py"
+        )
+    return open(path, "rb")
+
+
+def _held_out_lines(file: BinaryIO) -> Iterator[HeldOutDocument]:
+    with file, zstandard.open(file, "rb") as handle:
         for line in io.BufferedReader(handle):
             record = json.loads(line)
             yield HeldOutDocument(record["id"], record["text"], record["source"])
 
 
-def read_held_out(folder: str | Path) -> Iterator[HeldOutDocument]:
+def read_held_out(folder: str | Path | RemoteFolder) -> Iterator[HeldOutDocument]:
     """The held-out documents of a complete source, ordered by id; each file is checked as a whole first.
 
     Raises UserError, by name, for a source that is not complete and for a file that is missing or altered.
     """
-    folder = Path(folder)
+    folder = as_folder(folder)
     manifest = read_manifest(folder)
     return merge_held_out(folder, manifest["source"], manifest["held_out"])
 
 
-def merge_held_out(folder: Path, source: str, entries: list[dict[str, Any]]) -> Iterator[HeldOutDocument]:
+def merge_held_out(
+    folder: Path | RemoteFolder, source: str, entries: list[dict[str, Any]]
+) -> Iterator[HeldOutDocument]:
     """The documents of the held-out files that manifest `entries` name, ordered by id, after a check of each file."""
-    for entry in entries:
-        path = folder / entry["file"]
-        found = file_checksum(path) if path.is_file() else "none (no such file)"
-        if found != entry["xxh3"]:
-            raise UserError(
-                f"source '{source}': {path.name} has checksum {found} but its manifest says {entry['xxh3']}; "
-                f"fetch it again, or remove '{folder}' and run launch/prepare.py"
-            )
+    files = [open_verified(folder, entry, source) for entry in entries]
     # Each file is sorted, so a merge gives the order of all while holding one document of each.
-    return heapq.merge(*(_held_out_lines(folder / entry["file"]) for entry in entries), key=lambda d: d.id)
+    return heapq.merge(*(_held_out_lines(file) for file in files), key=lambda d: d.id)
 
 
 def recorded_ids(folder: Path, source: str, shards: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> set[bytes]:

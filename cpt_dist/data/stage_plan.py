@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from cpt_dist.config import StageConfig, mixture_knots, parse_quantity
 from cpt_dist.curriculum_config import CURRICULA, CurriculumConfig
 from cpt_dist.data.curricula import scheduled_mixture
@@ -68,11 +70,15 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class SourceRows:
-    """A source as the order sees it: `rows` is seq_len -> (number of rows, tokens in them)."""
+    """A source as the order sees it: `rows` is seq_len -> (number of rows, tokens in them).
+
+    `shard_rows` is seq_len -> int64 [num_shards], the rows in each shard; only a windowed order reads it.
+    """
 
     name: str
     fingerprint: str
     rows: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    shard_rows: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 def stage_differences(saved: dict[str, Any], now: dict[str, Any] | None) -> list[str]:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from cpt_dist.config import CptConfig, parse_quantity
-from cpt_dist.data.shards import MANIFEST, read_held_out, read_manifest
+from cpt_dist.data.remote import RemoteFolder, as_folder, shards_folder
+from cpt_dist.data.shards import is_complete, read_held_out, read_manifest
 from cpt_dist.errors import UserError
 from cpt_dist.evaluation import statistics
 from cpt_dist.evaluation.bits_per_byte import DocumentScores, Score, score_documents
@@ -65,7 +66,7 @@ class HeldOutSet:
 
 
 def read_held_out_sets(
-    shards: str | Path, roles: Mapping[str, str], encoder: DocumentEncoder, max_tokens: int
+    shards: str | Path | RemoteFolder, roles: Mapping[str, str], encoder: DocumentEncoder, max_tokens: int
 ) -> list[HeldOutSet]:
     """The texts of each source of `roles` (name -> domain or replay) in its order, at most `max_tokens` of each.
 
@@ -73,8 +74,8 @@ def read_held_out_sets(
     """
     sets = []
     for source, role in roles.items():
-        folder = Path(shards) / source
-        if not (folder / MANIFEST).is_file():
+        folder = as_folder(shards) / source
+        if not is_complete(folder):
             sets.append(HeldOutSet(source, role, [], 0, f"'{folder}' has no complete shards; run launch/prepare.py"))
             continue
         num_held_out = read_manifest(folder)["counts"]["held_out"]
@@ -290,7 +291,7 @@ def evaluate(config: CptConfig, report: Callable[[str], None] = lambda line: Non
         DocumentEncoder(folder, config.data.separator) for folder in (config.evaluate.base, config.evaluate.adapted)
     ]
     roles = {name: source.role for name, source in config.data.sources.items()}
-    sets = read_held_out_sets(config.data.shards, roles, encoders[0], settings.max_tokens)
+    sets = read_held_out_sets(shards_folder(config.data), roles, encoders[0], settings.max_tokens)
     if not any(held_out.texts for held_out in sets):
         raise UserError([f"source '{held_out.source}': not run, since {held_out.not_run}" for held_out in sets])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cpt_dist.config import CptConfig
+from cpt_dist.data.remote import is_url
 from cpt_dist.errors import UserError
 from cpt_dist.model.folder import check_model_folder, max_positions
 
@@ -35,7 +36,7 @@ def check_inputs(config: CptConfig) -> None:
             )
     if not config.data.sources:
         problems.append("data.sources: empty, so there is nothing to evaluate; name the sources that were prepared")
-    elif not Path(config.data.shards).is_dir():
+    elif not is_url(config.data.shards) and not Path(config.data.shards).is_dir():
         problems.append(f"data.shards: there is no folder '{config.data.shards}'; run launch/prepare.py")
     if problems:
         raise UserError(problems)

@@ -15,6 +15,7 @@ import numpy as np
 from cpt_dist.config import CptConfig, ScheduleConfig, parse_quantity
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.plans import make_plan
+from cpt_dist.data.remote import source_folder
 from cpt_dist.data.run_order import sample_order
 from cpt_dist.data.shards import Source, read_manifest, tokenizer_fingerprint
 from cpt_dist.errors import UserError
@@ -64,7 +65,7 @@ def _open_manifests(config: CptConfig) -> list[Source]:
     for name in config.data.sources:
         if name not in used:
             continue
-        folder = Path(config.data.shards) / name
+        folder = source_folder(config.data, name)
         try:
             source = Source(folder, read_manifest(folder))
         except UserError as error:

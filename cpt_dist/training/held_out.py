@@ -6,12 +6,11 @@ number, no change of the sample order.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from cpt_dist.config import parse_quantity
+from cpt_dist.data.remote import source_folder
 from cpt_dist.data.shards import read_held_out
 from cpt_dist.evaluation.bits_per_byte import DocumentScores, score_documents
 from cpt_dist.evaluation.documents import DocumentEncoder, choose_texts
@@ -27,7 +26,7 @@ class HeldOut:
         budget = parse_quantity(config.evaluation.max_tokens, "evaluation.max_tokens")
         self._texts = {}
         for source in run.sources:
-            documents = read_held_out(Path(config.data.shards) / source.name)
+            documents = read_held_out(source_folder(config.data, source.name))
             texts = choose_texts(documents, self._encoder, budget)
             if texts:
                 self._texts[source.name] = texts

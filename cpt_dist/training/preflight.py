@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from cpt_dist.config import CptConfig
+from cpt_dist.data.remote import source_folder
 from cpt_dist.data.run_order import sample_order
+from cpt_dist.data.shard_cache import check_cache_holds
 from cpt_dist.data.shards import Source, tokenizer_fingerprint
 from cpt_dist.errors import UserError
 from cpt_dist.model.folder import check_model_folder, check_seq_len
@@ -25,11 +26,12 @@ def open_sources(config: CptConfig) -> list[Source]:
     for name in config.data.sources:
         if name in used:
             try:
-                sources.append(Source.open(Path(config.data.shards) / name, expected, config.data.verify))
+                sources.append(Source.open(source_folder(config.data, name), expected, config.data.verify))
             except UserError as error:
                 problems += error.problems
     if problems:
         raise UserError(problems)
+    check_cache_holds(config.data, {source.name: source.remote_files for source in sources})
     return sources
 
 

@@ -19,6 +19,7 @@ from cpt_dist.data.batches import Batch, build_batch
 from cpt_dist.data.loader import StepLoader
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.plans import make_plan
+from cpt_dist.data.prefetch import Prefetcher
 from cpt_dist.data.shards import Source
 from cpt_dist.engine.base import Engine
 from cpt_dist.engine.distributed import World
@@ -175,12 +176,18 @@ class Run:
             first_sample=self.position,
             pin_memory=self.world.device.type == "cuda",
         )
+        ahead = self.config.data.prefetch_shards if self.world.local_rank == 0 else 0
+        with Prefetcher(order, self.sources, ahead) as prefetcher:
+            yield from self._shared_steps(order, loader, prefetcher)
+
+    def _shared_steps(self, order: SampleOrder, loader: StepLoader, prefetcher: Prefetcher) -> Iterator[StepBatches]:
         batches = iter(loader)
         waited = 0.0
         for _ in range(len(loader)):
             new_entries = self.order.ledger[len(order.ledger) :]
             if new_entries and self.position >= new_entries[0].n_start:
                 return
+            prefetcher.move_to(self.position)
             error, micro_batches = None, []
             try:
                 micro_batches = next(batches)
