@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -336,7 +337,7 @@ def mixture_knots(mixture: dict[str, Any]) -> tuple[list[float], list[list[float
         ats = [at for at, _ in table]
         if not table or any(not math.isfinite(s) or s < 0 for _, s in table):
             problems.append(f"mixture.{name}: {value!r} has no share, a negative or an infinite one")
-        elif ats != sorted(ats) or ats[0] < 0 or ats[-1] > 1 or any(ats.count(at) > 2 for at in ats):
+        elif ats[0] < 0 or ats[-1] > 1 or ats != sorted(ats) or any(a == b for a, b in zip(ats, ats[2:], strict=False)):
             problems.append(
                 f"mixture.{name}: {value!r} needs progress values that rise within 0 to 1 (at most two of them equal)"
             )
@@ -350,20 +351,25 @@ def mixture_knots(mixture: dict[str, Any]) -> tuple[list[float], list[list[float
     sided = sorted([(at, 1) for at in places] + [(at, 0) for at in steps if at > 0])
     knots = [at for at, _ in sided]
     shares = [[_interpolate(table, at, after) for table in tables.values()] for at, after in sided]
-    for at, row in zip(knots, shares, strict=True):
-        if sum(row) <= 0:
+    totals = [sum(row) for row in shares]
+    for at, total in zip(knots, totals, strict=True):
+        if total <= 0:
             raise UserError(f"mixture: all shares are 0 at progress {at}; give one source a positive share")
-    return knots, [[share / sum(row) for share in row] for row in shares]
+    return knots, [[share / total for share in row] for row, total in zip(shares, totals, strict=True)]
 
 
 def _interpolate(table: list[tuple[float, float]], at: float, after: int) -> float:
     """The share at progress `at`; where the table makes a step there, the one before or (`after`) behind it."""
-    sides = [share for progress, share in table if progress == at]
-    if len(sides) == 2:
-        return sides[after]
-    if at <= table[0][0]:
+    place = bisect_left(table, at, key=_progress)
+    if place == len(table):
+        return table[-1][1]
+    if place + 1 < len(table) and table[place + 1][0] == at:
+        return table[place + after][1]
+    if place == 0:
         return table[0][1]
-    for (a, x), (b, y) in itertools.pairwise(table):
-        if at <= b:
-            return max(0.0, x + (y - x) * (at - a) / (b - a))  # rounding may lead below a share of 0
-    return table[-1][1]
+    (a, x), (b, y) = table[place - 1], table[place]
+    return max(0.0, x + (y - x) * (at - a) / (b - a))  # rounding may lead below a share of 0
+
+
+def _progress(point: tuple[float, float]) -> float:
+    return point[0]

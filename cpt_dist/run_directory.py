@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cpt_dist.config import CptConfig
-from cpt_dist.files import atomic_write, sync_folder
+from cpt_dist.files import atomic_write, sync_folder, write_json
 
 
 class RunDirectory:
@@ -25,6 +25,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.ledger = self.path / "ledger.jsonl"
+        self.order = self.path / "order.json"
         self.model_files = self.path / "model_files"
 
     def create(self, config: CptConfig) -> None:
@@ -36,6 +37,18 @@ class RunDirectory:
             with atomic_write(path, "w") as handle:
                 handle.write(text)
         sync_folder(self.path)
+
+    def keep_order(self, identity: dict[str, Any]) -> None:
+        """Write order.json where it is not what the sample order of the run now is."""
+        if self.read_order() != json.loads(json.dumps(identity)):
+            write_json(self.order, identity)
+
+    def read_order(self) -> dict[str, Any] | None:
+        """The content of order.json; None where it is missing or no JSON, as it only makes messages better."""
+        try:
+            return json.loads(self.order.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Append one record to metrics.jsonl. A torn last line of a killed process is ended first."""

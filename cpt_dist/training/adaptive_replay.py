@@ -109,10 +109,11 @@ class AdaptiveReplay:
         ledger = [*run.order.ledger, entry]
         record = {"kind": "ledger", "step": run.step, "n_start": entry.n_start, "weights": entry.weights}
         try:
-            sample_order(run.config, run.sources, ledger)
+            order = sample_order(run.config, run.sources, ledger)
         except UserError as error:
             run.directory.append_metrics({**record, "reason": f"refused: {error}", "taken": False})
             return False
         write_ledger(run.directory.ledger, ledger)
+        run.directory.keep_order(order.identity)
         run.directory.append_metrics({**record, "reason": entry.reason, "taken": True})
         return True

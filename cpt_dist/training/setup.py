@@ -41,7 +41,7 @@ def set_up(config: CptConfig, world: World) -> Run:
     if world.is_first:
         store.tidy()
     world.barrier()
-    step = _step_to_resume(config, store, order)
+    step = _step_to_resume(config, store, order, directory)
     dtype, reason = resolve_precision(config.engine.precision, world.device)
     if not (world.is_first and sys.stderr.isatty()):
         disable_progress_bar()
@@ -60,6 +60,7 @@ def set_up(config: CptConfig, world: World) -> Run:
     )
     if world.is_first:
         directory.create(config)
+        directory.keep_order(order.identity)
         if not directory.model_files.exists():
             copy_model_files(config.model.path, directory.model_files, config.data.tokenizer)
     _announce(run, reason, step)
@@ -69,10 +70,12 @@ def set_up(config: CptConfig, world: World) -> Run:
     return run
 
 
-def _step_to_resume(config: CptConfig, store: CheckpointStore, order: SampleOrder) -> int | None:
+def _step_to_resume(
+    config: CptConfig, store: CheckpointStore, order: SampleOrder, directory: RunDirectory
+) -> int | None:
     step = store.newest_whole(config.checkpoint.on_damage, config.checkpoint.verify)
     if step is not None:
-        order.check(store.trainer(step)["order"])
+        order.check(store.trainer(step)["order"], directory.read_order())
     return step
 
 

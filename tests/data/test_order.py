@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt_dist.config import StageConfig
+from cpt_dist.data.ledger_entry import LedgerEntry
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.stage_plan import StagePlan
 from cpt_dist.errors import UserError
@@ -149,6 +150,24 @@ def test_a_cold_start_at_sample_1e11_takes_milliseconds():
     assert min(seconds() for _ in range(5)) < 0.05
 
 
+def test_a_cold_start_with_a_hundred_sources_a_curriculum_and_a_ledger_takes_a_tenth_of_a_second():
+    names = [f"s{number:03d}" for number in range(100)]
+    mixture = {name: 1 / (number + 1) for number, name in enumerate(names)}
+    curriculum = {"name": "gradual", "start": dict.fromkeys(names, 1.0), "ramp": 0.5, "shape": "cosine"}
+    plan = [replace(stage(10**9, mixture, batch=256), num_samples=10**9 // 256 * 256, curriculum=curriculum)]
+    rows = [source_rows(name, 10**6 + number, mean_tokens=7.5) for number, name in enumerate(names)]
+    ledger = [
+        LedgerEntry(256 * 10**5 * at, {name: 1 + number % at for number, name in enumerate(names)}) for at in (2, 5)
+    ]
+
+    def seconds():
+        begin = time.process_time()
+        SampleOrder(plan, rows, 0, ledger).samples(5 * 10**8, 256)
+        return time.process_time() - begin
+
+    assert min(seconds() for _ in range(5)) < 0.1
+
+
 def test_sources_that_are_unknown_or_empty_are_all_named():
     with pytest.raises(UserError) as caught:
         order_of([stage(8, {"wiki": 1, "laws": 1, "void": 0.5})], {"wikis": 10, "laws": 0, "void": 0})
@@ -165,8 +184,15 @@ def test_an_empty_source_without_a_share_is_no_mistake():
 def test_the_state_is_small_and_comes_back_from_json_with_its_n():
     order = order_of([stage(200, RAMP)], {"general": 10, "domain": 10})
     text = json.dumps(order.state(120))
-    assert len(text) < 1000
+    assert len(text) < 300
     assert order.check(json.loads(text)) == 120
+
+
+def test_the_state_stays_about_a_kilobyte_with_a_hundred_sources():
+    names = {f"source-{number:03d}": 10 + number for number in range(100)}
+    order = order_of([stage(200, dict.fromkeys(names, RAMP["domain"]))], names)
+    assert len(json.dumps(order.state(120))) < 1000
+    assert len(json.dumps(order.identity)) > 5000
 
 
 BASE = [stage(80, {"a": 1, "b": 2}), stage(40, {"a": 1}, name="late")]
@@ -186,20 +212,50 @@ BASE = [stage(80, {"a": 1, "b": 2}), stage(40, {"a": 1}, name="late")]
     ],
 )
 def test_a_changed_plan_is_refused_by_the_name_of_what_changed(stages, rows, seed, named):
+    before = order_of(BASE, {"a": 9, "b": 9})
+    saved, kept = (json.loads(json.dumps(value)) for value in (before.state(80), before.identity))
+    of_an_earlier_version = {**kept, "n": 80}  # which held all of it in every checkpoint
+    for state, record in ((saved, kept), (of_an_earlier_version, None)):
+        with pytest.raises(UserError) as caught:
+            order_of(stages, rows, seed).check(state, record)
+        assert named in caught.value.problems[0]
+        assert all("\n" not in problem for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("stages", "seed", "named"),
+    [
+        (BASE, 5, "seed was 0 and is 5"),
+        (BASE[:1], 0, "there were 2 stages and are 1"),
+        ([BASE[0], stage(44, {"a": 1}, name="late")], 0, "stage 'late' is not what it was; set it back to resume"),
+    ],
+)
+@pytest.mark.parametrize("record", [None, order_of(BASE, {"a": 9, "b": 9}, seed=3).identity])
+def test_without_the_record_of_the_run_the_part_that_changed_is_named(stages, seed, named, record):
     state = json.loads(json.dumps(order_of(BASE, {"a": 9, "b": 9}).state(80)))
     with pytest.raises(UserError) as caught:
-        order_of(stages, rows, seed).check(state)
+        order_of(stages, {"a": 9, "b": 9}, seed).check(state, record)
     assert named in caught.value.problems[0]
-    assert all("\n" not in problem for problem in caught.value.problems)
+    assert len(caught.value.problems) == 1
+
+
+def test_a_state_is_read_whatever_form_a_number_of_the_plan_has():
+    before = order_of([stage(80, {"a": 1, "b": ((0, 2), (1, 3))})], {"a": 9, "b": 9})
+    after = order_of([stage(80, {"a": 1.0, "b": [[0.0, 2.0], [1.0, 3.0]]})], {"a": 9, "b": 9})
+    assert after.check(json.loads(json.dumps(before.state(40)))) == 40
 
 
 def test_changed_and_missing_sources_are_refused_by_name():
     sources = [source_rows("a", 9), source_rows("b", 9)]
-    state = SampleOrder(BASE, sources, 0).state(4)
+    before = SampleOrder(BASE, sources, 0)
+    state, record = before.state(4), before.identity
+    changed = SampleOrder(BASE, [sources[0], replace(sources[1], fingerprint="other")], 0)
     with pytest.raises(UserError, match="source 'b' was fingerprint of b and is other: its shards were made again"):
-        SampleOrder(BASE, [sources[0], replace(sources[1], fingerprint="other")], 0).check(state)
+        changed.check(state, record)
+    with pytest.raises(UserError, match=r"^source 'b' is not what it was: its shards were made again"):
+        changed.check(state)
     with pytest.raises(UserError, match="source 'b' is missing"):
-        SampleOrder([stage(80, {"a": 1})], sources[:1], 0).check(state)
+        SampleOrder([stage(80, {"a": 1})], sources[:1], 0).check(state, record)
     with pytest.raises(UserError, match="has version 99"):
         SampleOrder(BASE, sources, 0).check({**state, "version": 99})
 
@@ -207,7 +263,8 @@ def test_changed_and_missing_sources_are_refused_by_name():
 def test_stages_and_sources_added_at_the_end_leave_all_before_as_it_was():
     before = order_of(BASE, {"a": 9, "b": 9})
     after = order_of([*BASE, stage(40, {"c": 1, "a": 1}, name="new")], {"c": 7, "a": 9, "b": 9})
-    assert after.check(before.state(100)) == 100
+    for state in (before.state(100), {**before.identity, "n": 100}):
+        assert after.check(state) == after.check(state, before.identity) == after.check(state, after.identity) == 100
     assert [after.sample(n) for n in range(120)] == [before.sample(n) for n in range(120)]
     assert after.fingerprint != before.fingerprint
 

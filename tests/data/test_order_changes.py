@@ -116,13 +116,16 @@ def test_a_schedule_as_weights_goes_on_with_the_stage_progress():
 
 def test_the_state_keeps_the_ledger_and_a_ledger_that_lost_or_changed_an_entry_is_refused():
     ledger = [LedgerEntry(40, {"a": 1, "c": 1}, "because", {"evaluation": 3}), LedgerEntry(120, {"b": 1})]
-    state = json.loads(json.dumps(ordered(ledger).state(80)))
+    state, record = (json.loads(json.dumps(value)) for value in (ordered(ledger).state(80), ordered(ledger).identity))
     assert ordered(ledger).check(state) == 80
     assert ordered([*ledger, LedgerEntry(160, {"a": 1})]).check(state) == 80
     with pytest.raises(UserError, match=r"ledger entry at sample 120 is missing; restore the run's ledger.jsonl"):
-        ordered(ledger[:1]).check(state)
+        ordered(ledger[:1]).check(state, record)
     with pytest.raises(UserError, match="ledger entry 1 was"):
-        ordered([LedgerEntry(40, {"a": 2, "c": 1}), ledger[1]]).check(state)
+        ordered([LedgerEntry(40, {"a": 2, "c": 1}), ledger[1]]).check(state, record)
+    for changed in (ledger[:1], [LedgerEntry(40, {"a": 2, "c": 1}), ledger[1]]):
+        with pytest.raises(UserError, match=r"^the first 2 ledger entries are not those"):
+            ordered(changed).check(state)
     late = json.loads(json.dumps(ordered(ledger[:1]).state(160)))
     with pytest.raises(UserError, match="at sample 120 is new, but the run has already gone to sample 160"):
         ordered(ledger).check(late)

@@ -1,0 +1,211 @@
+"""What a checkpoint keeps of the sample order, and whether a saved state still means the same samples.
+
+A state holds n, one fingerprint of all that the samples before n depend on, and short ones of its parts; its size does
+not grow with the shares. The whole identity is kept once, in the run directory (order.json), and names what changed;
+without it the short ones still say which part did. That a loader's state is checked by fingerprint is OLMo-core's idea.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cpt_dist.data.caps import Cap
+from cpt_dist.data.ledger_entry import ledger_differences
+from cpt_dist.data.stage_plan import stage_differences
+from cpt_dist.errors import UserError
+from cpt_dist.files import fingerprint
+
+ORDER_VERSION = 1
+"""Raised by any change after which some n reads another row."""
+
+_WINDOW = "shuffle_window_shards"
+
+_SHORT_DIGITS = 6
+"""Hexadecimal digits of a part's fingerprint: enough to name the part, as the whole one decides."""
+
+
+def identity(
+    seed: int,
+    stages: Sequence[dict[str, Any]],
+    sources: Mapping[str, str],
+    ledger: Sequence[dict[str, Any]] = (),
+    caps: Mapping[str, Cap] | None = None,
+    window_shards: int = 0,
+) -> dict[str, Any]:
+    """All that an order depends on, as JSON values: identities of stages, fingerprints by source, ledger effects."""
+    used = {name for stage in stages for name in stage["mixture"]}
+    changes: dict[str, Any] = {}
+    if ledger:
+        changes["ledger"] = list(ledger)
+    if caps:
+        changes["caps"] = {name: asdict(cap) for name, cap in caps.items()}
+    if window_shards:
+        changes[_WINDOW] = window_shards
+    return {
+        "version": ORDER_VERSION,
+        "seed": seed,
+        "sources": {name: saved for name, saved in sources.items() if name in used},
+        "stages": list(stages),
+        **changes,
+    }
+
+
+def compact(whole: Mapping[str, Any], n: int, capped: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The state at sample n of the order with the identity `whole`: about 1 kB, also with 100 sources.
+
+    `capped` are the caps that act on the first n samples; only these of all caps decide about them.
+    """
+    ledger = whole.get("ledger", [])
+    state = {
+        "version": whole["version"],
+        "n": n,
+        "order": _of_samples(whole, len(whole["stages"]), len(ledger)),
+        "seed": whole["seed"],
+        "stage_parts": [_short(stage) for stage in whole["stages"]],
+        "source_parts": "".join(_short(whole["sources"][name]) for name in sorted(whole["sources"])),
+        "ledger_entries": len(ledger),
+    }
+    if _WINDOW in whole:
+        state[_WINDOW] = whole[_WINDOW]
+    return {**state, "capped": list(capped)} if capped else state
+
+
+def check_state(
+    state: Mapping[str, Any],
+    present: Mapping[str, Any],
+    all_sources: Mapping[str, str],
+    capped: Sequence[dict[str, Any]],
+    record: Mapping[str, Any] | None,
+) -> int:
+    """The n of a saved state whose plan is `present`, or that without its last stages and ledger entries.
+
+    `present` is the present identity, `all_sources` are fingerprints of all sources there are, `capped` the caps that
+    now act before the state's n, `record` the identity in the run directory. States of earlier versions, which held the
+    whole identity, are read as well. Raises UserError that names each thing that differs.
+    """
+    if state.get("version") != ORDER_VERSION:
+        raise UserError(
+            f"sample order: the checkpoint has version {state.get('version')}, this program {ORDER_VERSION}; "
+            "go on with the version of cpt_dist that wrote it"
+        )
+    n = int(state["n"])
+    saved = state if "stages" in state else _whole_of(state, record)
+    if saved is not None:
+        problems = _differences(saved, present, all_sources, n)
+    else:
+        problems = _differing_parts(state, present)
+        new = present.get("ledger", [])[state["ledger_entries"] :]
+        problems += ledger_differences([], new, n)
+    problems = problems or _cap_differences(state.get("capped", []), capped)
+    if problems:
+        raise UserError(problems)
+    return n
+
+
+def _of_samples(whole: Mapping[str, Any], num_stages: int, num_entries: int) -> str:
+    """Fingerprint of what the first stages and ledger entries of an order mean, without its caps."""
+    stages = _plain(whole["stages"][:num_stages])
+    used = {name for stage in stages for name in stage["mixture"]}
+    sources = {name: found for name, found in whole["sources"].items() if name in used}
+    ledger = _plain(whole.get("ledger", [])[:num_entries])
+    return fingerprint([whole["version"], whole["seed"], whole.get(_WINDOW, 0), sources, stages, ledger])
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON gives it back, with every number a double: a share of 2 is one of 2.0."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _short(part: Any) -> str:
+    return fingerprint(_plain(part))[:_SHORT_DIGITS]
+
+
+def _whole_of(state: Mapping[str, Any], record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The recorded identity where it is the one that the state was made with."""
+    if record is None or len(record["stages"]) < len(state["stage_parts"]):
+        return None
+    num_stages, num_entries = len(state["stage_parts"]), state["ledger_entries"]
+    if _of_samples(record, num_stages, num_entries) != state["order"]:
+        return None
+    ledger = record.get("ledger", [])[:num_entries]
+    stages, window = record["stages"][:num_stages], record.get(_WINDOW, 0)
+    return identity(record["seed"], stages, record["sources"], ledger, window_shards=window)
+
+
+def _differences(
+    saved: Mapping[str, Any], present: Mapping[str, Any], all_sources: Mapping[str, str], n: int
+) -> list[str]:
+    """What of a saved identity is not what it was."""
+    problems = _different_settings(saved, present)
+    for name, was in saved["sources"].items():
+        if name not in all_sources:
+            problems.append(f"source '{name}' is missing; the run has read from it, so add it again")
+        elif all_sources[name] != was:
+            problems.append(
+                f"source '{name}' was {was} and is {all_sources[name]}: its shards were made again; "
+                "restore the old ones, or start a new run_dir"
+            )
+    for number, stage in enumerate(saved["stages"]):
+        problems += stage_differences(stage, present["stages"][number] if number < len(present["stages"]) else None)
+    return problems + ledger_differences(saved.get("ledger", []), present.get("ledger", []), n)
+
+
+def _different_settings(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Seed and window, which every form of a state holds."""
+    settings = (("seed", "seed", None), (f"data.{_WINDOW}", _WINDOW, 0))
+    return [
+        f"{name} was {saved.get(key, default)} and is {present.get(key, default)}; set it back to resume"
+        for name, key, default in settings
+        if saved.get(key, default) != present.get(key, default)
+    ]
+
+
+def _differing_parts(state: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """Which parts of the present plan are not those of a compact state; empty where none differs."""
+    num_stages, num_entries = len(state["stage_parts"]), state["ledger_entries"]
+    if _of_samples(present, num_stages, num_entries) == state["order"]:
+        return []
+    problems = _different_settings(state, present)
+    if len(present["stages"]) < num_stages:
+        problems.append(f"there were {num_stages} stages and are {len(present['stages'])}; add the last ones again")
+    for was, stage in zip(state["stage_parts"], present["stages"], strict=False):
+        if was != _short(stage):
+            problems.append(
+                f"stage '{stage['name']}' is not what it was; set it back to resume (order.json of the run directory, "
+                "which says what it was, is missing or of another run)"
+            )
+    if not problems:
+        used = {name for stage in present["stages"][:num_stages] for name in stage["mixture"]}
+        for number, name in enumerate(sorted(used)):
+            place = number * _SHORT_DIGITS
+            if state["source_parts"][place : place + _SHORT_DIGITS] != _short(present["sources"][name]):
+                problems.append(
+                    f"source '{name}' is not what it was: its shards were made again; restore the old ones, or start "
+                    "a new run_dir"
+                )
+    return problems or [
+        f"the first {num_entries} ledger entries are not those that the checkpoint was made with; "
+        "restore the run's ledger.jsonl"
+    ]
+
+
+def _cap_differences(saved: Sequence[dict[str, Any]], present: Sequence[dict[str, Any]]) -> list[str]:
+    was_capped, is_capped = ({one["source"]: one for one in capped} for capped in (saved, present))
+    return [
+        f"data.sources.{name}.max_epochs: the source {_cap_in_words(was_capped.get(name))}, and now "
+        f"{_cap_in_words(is_capped.get(name))}; set it back to resume"
+        for name in sorted({*was_capped, *is_capped})
+        if was_capped.get(name) != is_capped.get(name)
+    ]
+
+
+def _cap_in_words(capped: dict[str, Any] | None) -> str:
+    if capped is None:
+        return "was not capped before the checkpoint"
+    return f"was capped at sample {capped['n']} ({capped['max_epochs']:g} epochs, {capped['policy']})"
