@@ -19,6 +19,7 @@ from omegaconf import MISSING
 from cpt_dist.curriculum_config import CurriculumConfig
 from cpt_dist.errors import UserError
 from cpt_dist.replay_config import ReplayConfig
+from cpt_dist.schedule_config import ScheduleConfig
 
 INVALID_UTF8 = ("drop", "replace")
 ZERO_0_IN_BF16 = (
@@ -149,24 +150,11 @@ class OptimizerConfig:
     """AdamW's denominator offset."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; norms and biases have none."""
+    lr_multipliers: dict[str, float] = field(default_factory=dict)
+    """Pattern of parameter names, such as "*embed_tokens*" -> factor of the learning rate for the parameters that it
+    matches; the first that matches counts."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global L2 norm; 0 turns clipping off."""
-
-
-@dataclass
-class ScheduleConfig:
-    name: str = "wsd"
-    """cosine, wsd (warm-up, stable, decay) or constant."""
-    peak_lr: float = 3e-5
-    """Learning rate at the end of warm-up. Unknown base: 3e-5 up to 8B parameters, 1e-5 above, then a pilot."""
-    min_lr_ratio: float = 0.1
-    """Learning rate at the end, as a share of the peak."""
-    warmup: float = 0.01
-    """Share of the stage's tokens over which the learning rate rises from 0."""
-    decay: float = 0.2
-    """wsd: share of the stage's tokens at its end over which the learning rate falls (MiniCPM, arXiv 2404.06395)."""
-    decay_shape: str = "1-sqrt"
-    """wsd: linear, or 1-sqrt (Hägele et al., arXiv 2405.18392)."""
 
 
 @dataclass

@@ -12,7 +12,6 @@ from cpt_dist.config import (
     INVALID_UTF8,
     ZERO_0_IN_BF16,
     CptConfig,
-    ScheduleConfig,
     SourceConfig,
     StageConfig,
     mixture_knots,
@@ -21,11 +20,11 @@ from cpt_dist.config import (
 from cpt_dist.curriculum_config import curriculum_problems
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.replay_config import replay_problems
+from cpt_dist.schedule_config import schedule_problems
+from cpt_dist.schedules import stage_schedules
 
 ENGINES = ("zero", "fsdp")
 PRECISIONS = ("auto", "fp32", "bf16")
-SCHEDULES = ("cosine", "wsd", "constant")
-DECAY_SHAPES = ("linear", "1-sqrt")
 ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn")
 ROLES = ("domain", "replay")
 CAP_POLICIES = ("error", "spill", "renormalise")
@@ -38,19 +37,6 @@ CHAT_FORMATS = ("auto", "template", "plain")
 def _one_of(problems: list[str], key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         problems.append(f"{key}: '{value}' is unknown; {nearest(value, allowed)} (one of {', '.join(allowed)})")
-
-
-def _check_schedule(problems: list[str], key: str, schedule: ScheduleConfig) -> None:
-    _one_of(problems, f"{key}.name", schedule.name, SCHEDULES)
-    _one_of(problems, f"{key}.decay_shape", schedule.decay_shape, DECAY_SHAPES)
-    if not schedule.peak_lr > 0:
-        problems.append(f"{key}.peak_lr: {schedule.peak_lr} must be positive")
-    for name in ("min_lr_ratio", "warmup", "decay"):
-        value = getattr(schedule, name)
-        if not 0 <= value <= 1:
-            problems.append(f"{key}.{name}: {value} must lie within 0 to 1")
-    if schedule.name == "wsd" and schedule.warmup + schedule.decay > 1:
-        problems.append(f"{key}: warmup {schedule.warmup} + decay {schedule.decay} exceed 1; lower one of them")
 
 
 def _check_stage(problems: list[str], index: int, stage: StageConfig, sources: dict[str, SourceConfig]) -> None:
@@ -81,7 +67,7 @@ def _check_stage(problems: list[str], index: int, stage: StageConfig, sources: d
         if name not in sources:
             problems.append(f"{key}.mixture: source '{name}' is not in data.sources; {nearest(name, sources)}")
     if stage.schedule is not None:
-        _check_schedule(problems, f"{key}.schedule", stage.schedule)
+        problems.extend(f"{key}.schedule.{one}" for one in schedule_problems(stage.schedule))
 
 
 def _check_cap(problems: list[str], name: str, source: SourceConfig, config: CptConfig) -> None:
@@ -155,6 +141,11 @@ def _check_counts(problems: list[str], config: CptConfig) -> None:
     for key in ("beta1", "beta2"):
         if not 0 <= getattr(config.optimizer, key) < 1:
             problems.append(f"optimizer.{key}: {getattr(config.optimizer, key)} must lie within 0 to 1 (exclusive)")
+    problems.extend(
+        f"optimizer.lr_multipliers.{pattern}: {factor} must be finite and not negative"
+        for pattern, factor in config.optimizer.lr_multipliers.items()
+        if not 0 <= factor < math.inf
+    )
     if not 0 <= config.data.held_out_fraction < 1:
         problems.append(f"data.held_out_fraction: {config.data.held_out_fraction} must lie within 0 to 1 (exclusive)")
     if not 0 < config.evaluation.confidence < 1:
@@ -197,9 +188,14 @@ def validate(config: CptConfig) -> None:
         _check_instructions(problems, name, source)
         if source.import_format is not None:
             _one_of(problems, f"data.sources.{name}.import_format", source.import_format, IMPORT_FORMATS)
-    _check_schedule(problems, "schedule", config.schedule)
+    problems.extend(f"schedule.{one}" for one in schedule_problems(config.schedule))
     for index, stage in enumerate(config.stages):
         _check_stage(problems, index, stage, config.data.sources)
+    if not any("schedule" in problem for problem in problems):
+        try:
+            stage_schedules(config)
+        except UserError as error:
+            problems.extend(error.problems)
     names = [stage.name for stage in config.stages]
     problems.extend(
         f"stages: the name '{n}' is used twice; rename one" for n in {n for n in names if names.count(n) > 1}

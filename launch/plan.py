@@ -7,9 +7,8 @@ from cpt_dist.config import CptConfig
 def main(config: CptConfig) -> None:
     """Print the plan and write plan.json and mixture.png."""
     from cpt_dist.planning.data_plan import plan_data
-    from cpt_dist.training.schedules import learning_rate
 
-    plan = plan_data(config, learning_rate)
+    plan = plan_data(config)
     from cpt_dist.console import output_console
     from cpt_dist.planning.data_report import print_data_plan, write_data_plan
 

@@ -24,7 +24,7 @@ from cpt_dist.config import EngineConfig, OptimizerConfig
 from cpt_dist.data.batches import Batch
 from cpt_dist.engine.base import MOMENTS, Engine
 from cpt_dist.engine.distributed import World
-from cpt_dist.engine.optimizer import adamw, parameter_groups
+from cpt_dist.engine.optimizer import adamw, parameter_groups, set_learning_rate
 from cpt_dist.model.packed import PackedCausalLM
 
 
@@ -53,7 +53,7 @@ class FsdpEngine(Engine):
             fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload)
         fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
         self.model = model
-        groups = parameter_groups(model, optimizer.weight_decay)
+        groups = parameter_groups(self._named_parameters(), optimizer)
         self._optimizer = adamw(groups, optimizer)
         self._make_moments()
 
@@ -78,8 +78,7 @@ class FsdpEngine(Engine):
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm)

@@ -5,25 +5,47 @@ The learning rate is not set here: the trainer gives it to each step, so what is
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+from typing import Any
+
 import torch
 from torch import nn
 
 from cpt_dist.config import OptimizerConfig
+from cpt_dist.errors import UserError
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups of trainable parameters: those with two or more axes decay, norms and biases do not.
+def parameter_groups(names: list[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Groups of the trainable parameters among (name, parameter), by weight decay and factor of the learning rate.
 
-    To be called before an engine shards the model, since a ZeRO-3 placeholder has no axes.
+    Those with two or more axes decay, norms and biases do not. A group's `lr_multiplier` is that of the first pattern
+    of `lr_multipliers` that matches the name. To be called before an engine shards the model, since a ZeRO-3
+    placeholder has no axes. Raises UserError for a pattern that matches no parameter.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    unused = dict(config.lr_multipliers)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in names:
+        pattern = next((one for one in config.lr_multipliers if fnmatchcase(name, one)), None)
+        factor = 1.0 if pattern is None else config.lr_multipliers[pattern]
+        unused.pop(pattern or "", None)
+        if parameter.requires_grad:
+            groups.setdefault((config.weight_decay if parameter.dim() >= 2 else 0.0, factor), []).append(parameter)
+    if unused:
+        known = ", ".join(name for name, _ in names[:3])
+        raise UserError(
+            f"optimizer.lr_multipliers.{pattern}: it matches no parameter (there are {known}, …); correct the pattern"
+            for pattern in unused
+        )
+    ordered = sorted(groups.items(), key=lambda item: (-item[0][0], item[0][1]))
+    return [{"params": found, "weight_decay": decay, "lr_multiplier": lr} for (decay, lr), found in ordered]
 
 
-def adamw(groups: list[dict], config: OptimizerConfig) -> torch.optim.AdamW:
+def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+    """Give every group of a (wrapped) optimizer its learning rate for the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_multiplier"]
+
+
+def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
     """PyTorch's AdamW (Loshchilov and Hutter, arXiv 1711.05101) with learning rate 0 until a step sets it."""
     return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)

@@ -19,7 +19,7 @@ from cpt_dist.config import ZERO_0_IN_BF16, EngineConfig, OptimizerConfig
 from cpt_dist.data.batches import Batch
 from cpt_dist.engine.base import Engine
 from cpt_dist.engine.distributed import World
-from cpt_dist.engine.optimizer import adamw, parameter_groups
+from cpt_dist.engine.optimizer import adamw, parameter_groups, set_learning_rate
 from cpt_dist.engine.zero_state import ZeroState, zero_state
 from cpt_dist.errors import UserError
 from cpt_dist.model.packed import PackedCausalLM
@@ -84,7 +84,8 @@ class ZeroEngine(Engine):
         deepspeed = _import_deepspeed(world)
         self.world, self.compute_dtype, self.stage = world, compute_dtype, config.zero_stage
         deepspeed.init_distributed(dist_backend="gloo" if world.device.type == "cpu" else "nccl", verbose=False)
-        groups = parameter_groups(model, optimizer.weight_decay)
+        self.model = model
+        groups = parameter_groups(self._named_parameters(), optimizer)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=adamw(groups, optimizer),
@@ -104,8 +105,7 @@ class ZeroEngine(Engine):
         return nll
 
     def step(self, learning_rate: float) -> float:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self._optimizer, learning_rate)
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from cpt_dist.config import CptConfig, ScheduleConfig, parse_quantity
+from cpt_dist.config import CptConfig, parse_quantity
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.plans import make_plan
 from cpt_dist.data.remote import source_folder
 from cpt_dist.data.run_order import sample_order
 from cpt_dist.data.shards import Source, read_manifest, tokenizer_fingerprint
 from cpt_dist.errors import UserError
+from cpt_dist.schedules import learning_rate, stage_schedules
 
 MANY_EPOCHS = 4
 """Repeats up to here are worth nearly as much as new text (Muennighoff et al., arXiv 2305.16264)."""
@@ -28,11 +29,9 @@ NUM_RATES = 200
 """Steps of a stage whose learning rate is in the plan."""
 _SHORT_ROWS = 0.5
 
-LearningRate = Callable[[ScheduleConfig, float], float]
 
-
-def plan_data(config: CptConfig, learning_rate: LearningRate) -> dict[str, Any]:
-    """The plan as JSON values; `learning_rate` is the function of schedule and progress that training applies.
+def plan_data(config: CptConfig) -> dict[str, Any]:
+    """The plan as JSON values.
 
     Raises UserError with every source that is not complete or was made with another tokenizer than `data.tokenizer`
     (which is compared where that folder is on this machine), and what the sample order refuses.
@@ -40,7 +39,7 @@ def plan_data(config: CptConfig, learning_rate: LearningRate) -> dict[str, Any]:
     sources = _open_manifests(config)
     order = sample_order(config, sources)
     by_name = {source.name: source for source in sources}
-    stages = [_stage(config, order, by_name, index, learning_rate) for index in range(len(order.stages))]
+    stages = [_stage(config, order, by_name, index) for index in range(len(order.stages))]
     return {
         "kind": "data",
         "seed": config.seed,
@@ -100,12 +99,10 @@ def _source(source: Source, order: SampleOrder, stages: list[dict[str, Any]]) ->
     }
 
 
-def _stage(
-    config: CptConfig, order: SampleOrder, sources: dict[str, Source], index: int, learning_rate: LearningRate
-) -> dict[str, Any]:
+def _stage(config: CptConfig, order: SampleOrder, sources: dict[str, Source], index: int) -> dict[str, Any]:
     plan, stage = order.stages[index], config.stages[index]
     start, end = order.stage_starts[index], order.stage_starts[index + 1]
-    schedule = stage.schedule or config.schedule
+    schedule = stage_schedules(config)[index]
     samples = order.counts(end) - order.counts(start)
     tokens, asked = (
         {name: after - before for (name, after), before in zip(f(end).items(), f(start).values(), strict=True)}

@@ -6,15 +6,16 @@ from `position`. It owns no loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from cpt_dist.checkpoint.saver import Saver
 from cpt_dist.checkpoint.store import CheckpointStore
-from cpt_dist.config import CptConfig, ScheduleConfig, StageConfig
+from cpt_dist.config import CptConfig, StageConfig
 from cpt_dist.data.batches import Batch, build_batch
 from cpt_dist.data.loader import StepLoader
 from cpt_dist.data.order import SampleOrder
@@ -25,6 +26,7 @@ from cpt_dist.engine.base import Engine
 from cpt_dist.engine.distributed import World
 from cpt_dist.errors import UserError
 from cpt_dist.run_directory import RunDirectory
+from cpt_dist.schedules import run_learning_rate
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,6 @@ class Run:
             if self.position < self.order.stage_starts[index + 1]:
                 yield index, stage
 
-    def schedule(self, stage: StageConfig) -> ScheduleConfig:
-        """The learning-rate schedule of a stage."""
-        return stage.schedule or self.config.schedule
-
     def steps_of(self, index: int) -> Iterator[StepBatches]:
         """What this rank has to do in each step, from the present position to the end of stage `index`.
 
@@ -199,6 +197,11 @@ class Run:
                 raise error or UserError("another rank can't read its data; its own message says why")
             yield StepBatches(micro_batches, max(1, int(totals[0])), loader.wait_seconds - waited)
             waited = loader.wait_seconds
+
+    @cached_property
+    def learning_rate(self) -> Callable[[int, float], float]:
+        """The learning rate of a stage (by its index) at a progress within it."""
+        return run_learning_rate(self.config)
 
     def progress(self, index: int) -> float:
         """Share of stage `index` that is done at the present position."""

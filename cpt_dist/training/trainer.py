@@ -15,7 +15,6 @@ from cpt_dist.config import CptConfig, StageConfig
 from cpt_dist.engine import distributed
 from cpt_dist.errors import UserError
 from cpt_dist.training.run import Run, StepBatches, StepResult
-from cpt_dist.training.schedules import learning_rate
 from cpt_dist.training.setup import set_up
 
 EXIT_REQUEUE = 75
@@ -92,7 +91,7 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
             f"{run.position + batch_samples - 1}; checkpoints before it: {run.store.steps()}"
         )
     run.position += batch_samples
-    rate = learning_rate(run.schedule(stage), run.progress(index))
+    rate = run.learning_rate(index, run.progress(index))
     norm = engine.step(rate)
     return StepResult(
         step=run.step,

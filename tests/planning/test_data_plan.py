@@ -17,7 +17,7 @@ from cpt_dist.data.shards import Source
 from cpt_dist.errors import UserError
 from cpt_dist.planning.data_plan import plan_data
 from cpt_dist.planning.data_report import write_data_plan
-from cpt_dist.training.schedules import learning_rate
+from cpt_dist.schedules import learning_rate
 from tests.helpers.corpora import corpus_config
 from tests.helpers.tokenizer import tiny_tokenizer
 
@@ -40,7 +40,7 @@ def config(tmp_path):
 
 
 def test_the_plan_counts_what_the_order_reads(config):
-    plan = plan_data(config, learning_rate)
+    plan = plan_data(config)
     sources = [Source.open(Path(config.data.shards) / name) for name in config.data.sources]
     order = SampleOrder.from_sources(config.stages, sources, config.seed)
     for index, stage in enumerate(plan["stages"]):
@@ -58,7 +58,7 @@ def test_the_plan_counts_what_the_order_reads(config):
 
 
 def test_the_timeline_follows_mixture_and_learning_rate(config):
-    first, second = (stage["timeline"] for stage in plan_data(config, learning_rate)["stages"])
+    first, second = (stage["timeline"] for stage in plan_data(config)["stages"])
     law = [point["shares"]["law"] for point in first]
     assert law == sorted(law)
     assert law[0] == pytest.approx(0.23, abs=0.01)
@@ -69,11 +69,11 @@ def test_the_timeline_follows_mixture_and_learning_rate(config):
 
 
 def test_it_needs_manifests_and_no_shard(config):
-    before = plan_data(config, learning_rate)
+    before = plan_data(config)
     for path in Path(config.data.shards).glob("*/*"):
         if path.name != "manifest.json":
             path.unlink()
-    assert plan_data(config, learning_rate) == before
+    assert plan_data(config) == before
 
 
 @pytest.mark.parametrize(
@@ -88,23 +88,23 @@ def test_it_needs_manifests_and_no_shard(config):
     ],
 )
 def test_a_doubtful_plan_is_warned_of(config, change, warning):
-    assert not any(re.match(warning, line) for line in plan_data(config, learning_rate)["warnings"])
+    assert not any(re.match(warning, line) for line in plan_data(config)["warnings"])
     change(config)
     for stage in config.stages:
         stage.batch_tokens = str(max(256, stage.seq_len))
-    assert any(re.match(warning, line) for line in plan_data(config, learning_rate)["warnings"])
+    assert any(re.match(warning, line) for line in plan_data(config)["warnings"])
 
 
 def test_every_missing_source_and_another_tokenizer_are_refused_at_once(config, tmp_path):
     (Path(config.data.shards) / "law/manifest.json").unlink()
     config.data.tokenizer = str(tiny_tokenizer(tmp_path / "other", vocab_size=300))
     with pytest.raises(UserError) as raised:
-        plan_data(config, learning_rate)
+        plan_data(config)
     assert [problem[:16] for problem in raised.value.problems] == ["source 'law': '/", "source 'news': i"]
 
 
 def test_the_figure_shows_each_source_in_its_share(config, tmp_path):
-    plan = plan_data(config, learning_rate)
+    plan = plan_data(config)
     paths = write_data_plan(plan, tmp_path / "out")
     assert json.loads(paths[0].read_text()) == plan
     pixels = np.asarray(Image.open(paths[1]).convert("RGB")).astype(int)
