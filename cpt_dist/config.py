@@ -99,6 +99,9 @@ class DataConfig:
     """Documents with fewer bytes after normalisation are dropped, and counted."""
     num_workers: int = 0
     """Loader processes of a rank that assemble batches ahead; the batches are the same for any number."""
+    take_down: str | None = None
+    """File of documents that are no longer trained on, one id of 32 hexadecimal characters a line. It acts from the
+    start or the resume that first sees it, and for good (docs/data.md)."""
     verify: str = "read"
     """Check of shard content against the manifest: read (each block when first read) or open (all at the start)."""
     shuffle_window_shards: int = 0

@@ -13,12 +13,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from cpt_dist.data.masking import IGNORE_INDEX, TakenDown, mask_rows, rows_left
 from cpt_dist.data.packing import PackPlan, RowSource, document_pieces
 
-IGNORE_INDEX = -100
-"""Label of a token that isn't to predict anything."""
-
 _FILLER_TOKENS = 2
+_NO_SOURCE = -1
 
 
 @dataclass
@@ -34,13 +33,22 @@ class Batch:
     cu_seqlens: torch.Tensor
     """int32 [pieces + 1]: piece i has the tokens [cu_seqlens[i], cu_seqlens[i + 1])."""
     source_ids: torch.Tensor
-    """int64 [T]: index into `SampleOrder.source_names`."""
+    """int64 [T]: index into `SampleOrder.source_names`; -1 in a filler."""
     doc_ids: torch.Tensor
     """uint8 [pieces, 16]: id of the document that each piece is of."""
     sample_ids: torch.Tensor
-    """int64 [rows]: global index n of each row; empty for a filler."""
+    """int64 [rows]: global index n of each row."""
     row_sources: torch.Tensor
-    """int64 [rows]: source of each row, as in source_ids; empty for a filler."""
+    """int64 [rows]: source of each row, as in source_ids."""
+    skipped_pieces: torch.Tensor
+    """int64 [rows]: pieces that each row lost because their documents were taken down."""
+    skipped_tokens: torch.Tensor
+    """int64 [rows]: tokens of those pieces."""
+
+    @property
+    def is_filler(self) -> bool:
+        """Whether no token of it is of a row: it has no rows, or rows of which everything was taken down."""
+        return bool(self.source_ids[0] < 0)
 
     @property
     def num_tokens(self) -> int:
@@ -80,7 +88,8 @@ class _Assembly:
         self.sources.append(source)
         self.source_tokens.append(input_ids.size)
 
-    def batch(self, sample_ids: np.ndarray, row_sources: np.ndarray) -> Batch:
+    def batch(self, sample_ids: np.ndarray, row_sources: np.ndarray, skipped: np.ndarray | None = None) -> Batch:
+        lost = np.zeros((2, len(sample_ids)), dtype=np.int64) if skipped is None else skipped
         lengths = np.concatenate(self.lengths)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.arange(bounds[-1], dtype=np.int64) - np.repeat(bounds[:-1], lengths)
@@ -93,6 +102,8 @@ class _Assembly:
             doc_ids=torch.from_numpy(np.concatenate(self.doc_ids)),
             sample_ids=torch.from_numpy(sample_ids),
             row_sources=torch.from_numpy(row_sources),
+            skipped_pieces=torch.from_numpy(lost[0]),
+            skipped_tokens=torch.from_numpy(lost[1]),
         )
 
 
@@ -102,18 +113,28 @@ def build_batch(
     source: np.ndarray,
     row: np.ndarray,
     sample_ids: np.ndarray,
+    taken: TakenDown | None = None,
 ) -> Batch:
     """The micro-batch of the rows `row` of `source` (int64 [rows], indices into `sources` and `plans`).
 
-    Each span is read with the one token after it, which is the label of its last token. Raises ValueError for no
-    rows, and UserError for a damaged block of a shard.
+    Each span is read with the one token after it, which is the label of its last token. Pieces of documents that are
+    `taken` down at their sample are left out. Raises ValueError for no rows, and UserError for a damaged block of a
+    shard.
     """
     if not len(row):
         raise ValueError("a batch needs a row; a rank without one takes filler_batch()")
+    pairs = zip(source.tolist(), row.tolist(), strict=True)
+    rows = [plans[source_index].row(row_index) for source_index, row_index in pairs]
+    origins = [sources[source_index] for source_index in source.tolist()]
+    sample_ids, source = np.array(sample_ids, dtype=np.int64), np.array(source, dtype=np.int64)
+    skipped = np.zeros((2, len(rows)), dtype=np.int64)
+    if taken:
+        left = rows_left(origins, rows, sample_ids.tolist(), taken)
+        rows, skipped = left.rows, np.stack([left.pieces, left.tokens])
+        if not any(where.spans for where in rows):
+            return filler_batch(sample_ids, source, skipped)
     assembly = _Assembly()
-    for source_index, row_index in zip(source.tolist(), row.tolist(), strict=True):
-        where = plans[source_index].row(row_index)
-        origin = sources[source_index]
+    for source_index, origin, where in zip(source.tolist(), origins, rows, strict=True):
         offsets = origin.doc_offsets(where.shard)
         for start, stop in where.spans:
             with_next = origin.tokens(where.shard, start, min(stop + 1, int(origin.shard_tokens[where.shard])))
@@ -128,16 +149,27 @@ def build_batch(
             labels[closed - 1 - start] = IGNORE_INDEX
             ids = origin.doc_ids(where.shard)[documents]
             assembly.add(with_next[: stop - start], labels, lengths[present], ids, source_index)
-    return assembly.batch(np.array(sample_ids, dtype=np.int64), np.array(source, dtype=np.int64))
+    batch = assembly.batch(sample_ids, source, skipped)
+    mask_rows(batch.labels.numpy(), origins, rows)
+    return batch
 
 
-def filler_batch() -> Batch:
-    """A batch of no rows and no targets, for a rank that has none left and must still enter the collectives."""
+def filler_batch(
+    sample_ids: np.ndarray | None = None, row_sources: np.ndarray | None = None, skipped: np.ndarray | None = None
+) -> Batch:
+    """A batch of no targets, for a rank that has no tokens left and must still enter the collectives.
+
+    Without arguments it has no rows; else those of `sample_ids`, of which everything was `skipped` (int64 [2, rows]:
+    pieces and tokens).
+    """
     assembly = _Assembly()
     zeros = np.zeros(_FILLER_TOKENS, dtype=np.int64)
     ids = np.zeros((1, 16), dtype=np.uint8)
-    assembly.add(zeros, np.full(_FILLER_TOKENS, IGNORE_INDEX), np.array([_FILLER_TOKENS]), ids, 0)
-    return assembly.batch(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+    assembly.add(zeros, np.full(_FILLER_TOKENS, IGNORE_INDEX), np.array([_FILLER_TOKENS]), ids, _NO_SOURCE)
+    none = np.empty(0, dtype=np.int64)
+    return assembly.batch(
+        none if sample_ids is None else sample_ids, none if row_sources is None else row_sources, skipped
+    )
 
 
 def pack_documents(documents: Sequence[np.ndarray | Sequence[int]], source: int = 0) -> Batch:

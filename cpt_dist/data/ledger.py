@@ -17,6 +17,7 @@ from typing import Any
 
 from cpt_dist.config import CptConfig
 from cpt_dist.data.lookup import Place, find_document, readings_of_place, readings_of_steps, samples_of_step
+from cpt_dist.data.masking import TakenDown
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.remote import source_folder
 from cpt_dist.data.run_order import sample_order
@@ -139,9 +140,15 @@ class Ledger:
             raise UserError(f"document: '{doc_id}' is no id; it has {_NUM_ID_CHARACTERS} hexadecimal characters")
         doc_id = doc_id.lower()
         places = find_document(self.sources, bytes.fromhex(doc_id))
+        answer: dict[str, Any] = {
+            "document": doc_id,
+            "held_out_by": None,
+            "taken_down_from": TakenDown(self.order.take_downs).since(bytes.fromhex(doc_id)),
+            "places": [],
+            "steps_done": self.steps_done,
+        }
         if not places:
-            held_out = self._held_out_by(doc_id)
-            return {"document": doc_id, "held_out_by": held_out, "places": [], "steps_done": self.steps_done}
+            return {**answer, "held_out_by": self._held_out_by(doc_id)}
         found = []
         for place in places:
             readings = readings_of_place(self.order, self.sources, place)
@@ -152,7 +159,7 @@ class Ledger:
             found.append(
                 {**self.origin(place), "tokens": tokens, "times_read": times, "read": read, "planned": planned}
             )
-        return {"document": doc_id, "held_out_by": None, "places": found, "steps_done": self.steps_done}
+        return {**answer, "places": found}
 
     def _held_out_by(self, doc_id: str) -> str:
         for source in self.sources:

@@ -66,6 +66,8 @@ def show_document(answer: dict[str, Any], num_shown: int) -> None:
     console.print(Text(f"document {answer['document']}"), soft_wrap=True)
     if answer["held_out_by"]:
         console.print(Text(f"held out for evaluation by source '{answer['held_out_by']}': never trained on"))
+    if answer["taken_down_from"] is not None:
+        console.print(Text(f"taken down from sample {answer['taken_down_from']} on"))
     for place in answer["places"]:
         console.print(Text(f"source '{place['source']}', licence {place['licence']}, from ") + _origin(place))
         seen = f"read {place['times_read']:.4g} times" if place["read"] else "not read yet"

@@ -1,4 +1,4 @@
-"""One decision that changes a running stage's shares, and how decisions are kept in ledger.jsonl.
+"""Decisions on a running run, and how they are kept in ledger.jsonl: changed shares here, take-downs in `take_down.py`.
 
 An entry is written before it acts and never changed, so that the same ledger gives the same sample order without the
 measurements that led to it (Sheared LLaMA, arXiv 2310.06694, keeps the used samples instead; this keeps the reason).
@@ -10,8 +10,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from cpt_dist.data.take_down import TakeDown
 from cpt_dist.errors import UserError
 from cpt_dist.files import atomic_write
 
@@ -19,6 +20,8 @@ from cpt_dist.files import atomic_write
 @dataclass(frozen=True)
 class LedgerEntry:
     """From sample `n_start` to the end of its stage, or to the next entry, the stage's shares are `weights`."""
+
+    kind: ClassVar[str] = "weights"
 
     n_start: int
     """Global index of the first sample that the weights rule; a step boundary."""
@@ -35,16 +38,29 @@ class LedgerEntry:
         return {"n_start": self.n_start, "weights": self.weights}
 
 
-def read_ledger(path: str | Path) -> list[LedgerEntry]:
+Entry = LedgerEntry | TakeDown
+"""An entry of any kind. A line of ledger.jsonl without a kind, of a version that knew one only, is of weights."""
+
+
+def _entry(record: dict[str, Any], run_dir: Path) -> Entry:
+    kind = record.pop("kind", LedgerEntry.kind)
+    if kind == TakeDown.kind:
+        return TakeDown.from_record(record, run_dir)
+    if kind == LedgerEntry.kind:
+        return LedgerEntry(**record)
+    raise ValueError(f"this version knows no entries of kind '{kind}'")
+
+
+def read_ledger(path: str | Path) -> list[Entry]:
     """The entries of a ledger file, none where it does not exist; UserError for a line that is no entry."""
     path = Path(path)
     if not path.exists():
         return []
-    entries = []
+    entries: list[Entry] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            entries.append(LedgerEntry(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+            entries.append(_entry(json.loads(line), path.parent))
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise UserError(
                 f"'{path}' line {number} is no ledger entry ({error}); restore the file from a copy: "
                 "the order of the run's samples depends on it"
@@ -52,14 +68,20 @@ def read_ledger(path: str | Path) -> list[LedgerEntry]:
     return entries
 
 
-def write_ledger(path: str | Path, entries: Sequence[LedgerEntry]) -> None:
+def write_ledger(path: str | Path, entries: Sequence[Entry]) -> None:
     """Write all entries, a line each, whole or not at all; durable when it returns."""
+    for entry in entries:
+        if isinstance(entry, TakeDown):
+            entry.write_documents(Path(path).parent)
     with atomic_write(path, "w") as handle:
         for entry in entries:
-            handle.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+            record = entry.record() if isinstance(entry, TakeDown) else asdict(entry)
+            handle.write(json.dumps({"kind": entry.kind, **record}, ensure_ascii=False) + "\n")
 
 
-def ledger_differences(saved: Sequence[dict[str, Any]], present: Sequence[dict[str, Any]], n: int) -> list[str]:
+def ledger_differences(
+    saved: Sequence[dict[str, Any]], present: Sequence[dict[str, Any]], n: int, what: str = "ledger entry"
+) -> list[str]:
     """Why a run saved at sample `n` with the entries' effects `saved` can't go on with `present`; empty if it can.
 
     Entries may have been added behind the saved ones, as long as they act from n on.
@@ -67,13 +89,11 @@ def ledger_differences(saved: Sequence[dict[str, Any]], present: Sequence[dict[s
     problems = []
     for number, entry in enumerate(saved):
         if number >= len(present):
-            problems.append(f"ledger entry at sample {entry['n_start']} is missing; restore the run's ledger.jsonl")
+            problems.append(f"{what} at sample {entry['n_start']} is missing; restore the run's ledger.jsonl")
         elif present[number] != entry:
-            problems.append(
-                f"ledger entry {number + 1} was {entry} and is {present[number]}; restore the run's ledger.jsonl"
-            )
+            problems.append(f"{what} {number + 1} was {entry} and is {present[number]}; restore the run's ledger.jsonl")
     problems += [
-        f"ledger entry at sample {entry['n_start']} is new, but the run has already gone to sample {n}; "
+        f"{what} at sample {entry['n_start']} is new, but the run has already gone to sample {n}; "
         "give it a later n_start"
         for entry in present[len(saved) :]
         if entry["n_start"] < n

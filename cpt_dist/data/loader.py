@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cpt_dist.data.batches import Batch, build_batch, filler_batch
+from cpt_dist.data.masking import TakenDown
 from cpt_dist.data.order import SampleOrder, Samples
 from cpt_dist.data.packing import RowSource
 from cpt_dist.data.permutation import Permutation, derive_key
@@ -50,6 +51,7 @@ class _MicroBatches(Dataset[Batch | UserError]):
         self.per_step = -(-rows_of_a_rank // micro_batch)
         self.num_steps = (order.stage_starts[stage + 1] - first_sample) // self._batch_samples
         self._plans = [make_plan(source, order.stages[stage].seq_len) for source in sources]
+        self._taken = TakenDown(order.take_downs)
         self._step: tuple[int, np.ndarray, Samples] | None = None
 
     def __len__(self) -> int:
@@ -68,7 +70,9 @@ class _MicroBatches(Dataset[Batch | UserError]):
             return filler_batch()
         sample_ids = self._first_sample + step * self._batch_samples + places
         try:
-            return build_batch(self._sources, self._plans, samples.source[places], samples.row[places], sample_ids)
+            return build_batch(
+                self._sources, self._plans, samples.source[places], samples.row[places], sample_ids, self._taken
+            )
         except UserError as error:
             return error
 

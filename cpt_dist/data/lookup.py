@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cpt_dist.data.masking import TakenDown
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.packing import PackPlan, RowSource, document_pieces
 from cpt_dist.data.plans import make_plan
@@ -72,11 +73,12 @@ def plans(sources: Sequence[RowSource], seq_len: int) -> list[PackPlan]:
 
 
 def readings_of_steps(order: SampleOrder, sources: Sequence[RowSource], first: int, last: int) -> Iterator[Reading]:
-    """Every piece of a document that the steps `first` to `last` read, in the order of samples.
+    """Every piece of a document that the steps `first` to `last` read, in the order of samples; none taken down.
 
     `sources` are in the order of `order.source_names`. Raises IndexError for a step outside the plan.
     """
     packs: dict[int, list[PackPlan]] = {}
+    taken = TakenDown(order.take_downs)
     for step in range(first, last + 1):
         start, count = samples_of_step(order, step)
         seq_len = order.stages[order.stage_of(start)].seq_len
@@ -86,7 +88,8 @@ def readings_of_steps(order: SampleOrder, sources: Sequence[RowSource], first: i
         for n, (source, row, epoch) in enumerate(triples, start):
             where = packs[seq_len][source].row(row)
             offsets = sources[source].doc_offsets(where.shard)
-            for span_start, span_stop in where.spans:
+            spans = taken.cut(sources[source], where.shard, where.spans, n)[0] if taken else where.spans
+            for span_start, span_stop in spans:
                 number, bounds = document_pieces(offsets, span_start, span_stop)
                 for piece in np.flatnonzero(np.diff(bounds)).tolist():
                     place = _place(offsets, source, where.shard, number + piece)
@@ -95,13 +98,20 @@ def readings_of_steps(order: SampleOrder, sources: Sequence[RowSource], first: i
 
 
 def readings_of_place(order: SampleOrder, sources: Sequence[RowSource], place: Place) -> list[Reading]:
-    """Every reading of a document that the whole plan holds, rising by sample: past and future ones alike."""
+    """Every reading of a document that the whole plan holds, rising by sample: past and future ones alike.
+
+    Where it was taken down, readings end there.
+    """
     found = []
+    taken = TakenDown(order.take_downs)
+    since = taken.since(sources[place.source].doc_ids(place.shard)[place.document].tobytes())
     for seq_len in sorted({stage.seq_len for stage in order.stages}):
         plan = plans(sources, seq_len)[place.source]
         for row in plan.rows_of(place.shard, place.start, place.stop).tolist():
             spans = [(max(a, place.start), min(b, place.stop)) for a, b in plan.row(row).spans]
             for n, epoch in order.readings(place.source, seq_len, row):
+                if since is not None and n >= since:
+                    continue
                 step = step_of_sample(order, n)
                 found += [
                     Reading(step, n, epoch, row, place, a - place.start, b - place.start) for a, b in spans if a < b

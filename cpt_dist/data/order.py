@@ -17,13 +17,15 @@ import numpy as np
 from cpt_dist.config import StageConfig
 from cpt_dist.data import order_state
 from cpt_dist.data.caps import MANY_EPOCHS, BoundCap, Cap, many_epochs_warning
-from cpt_dist.data.ledger_entry import LedgerEntry
+from cpt_dist.data.ledger_entry import Entry, LedgerEntry
 from cpt_dist.data.order_state import ORDER_VERSION
 from cpt_dist.data.packing import RowSource
 from cpt_dist.data.plan_counts import PlanCounts
 from cpt_dist.data.plans import make_plan
 from cpt_dist.data.row_order import RowOrder
 from cpt_dist.data.stage_plan import SourceRows, StagePlan
+from cpt_dist.data.take_down import TakeDown, take_down_problems
+from cpt_dist.errors import UserError
 from cpt_dist.files import fingerprint
 
 __all__ = ["ORDER_VERSION", "SampleOrder", "Samples"]
@@ -54,18 +56,24 @@ class SampleOrder:
         stages: Sequence[StagePlan],
         sources: Sequence[SourceRows],
         seed: int,
-        ledger: Sequence[LedgerEntry] = (),
+        ledger: Sequence[Entry] = (),
         caps: Mapping[str, Cap] | None = None,
         window_shards: int = 0,
     ) -> None:
         self.seed, self.window_shards = seed, window_shards
         self.source_names = [source.name for source in sources]
         self._sources = list(sources)
-        self._plan = PlanCounts(stages, sources, ledger, caps)
+        self.entries = list(ledger)
+        """The ledger: entries of all kinds, in the order in which they were decided."""
+        self.take_downs = [entry for entry in ledger if isinstance(entry, TakeDown)]
+        """Its entries that take documents out of the batches; no sample reads another row because of them."""
+        self._plan = PlanCounts(stages, sources, [one for one in ledger if isinstance(one, LedgerEntry)], caps)
         self._rows = RowOrder(sources, seed, window_shards)
         self.stages, self.ledger, self.caps = self._plan.stages, self._plan.ledger, self._plan.caps
         self.stage_starts = self._plan.starts
         """First sample of each stage, and the number of all samples at the end."""
+        if problems := take_down_problems(self.take_downs, self.num_samples):
+            raise UserError(problems)
 
     @classmethod
     def from_sources(
@@ -73,7 +81,7 @@ class SampleOrder:
         stages: Sequence[StageConfig],
         sources: Sequence[RowSource],
         seed: int,
-        ledger: Sequence[LedgerEntry] = (),
+        ledger: Sequence[Entry] = (),
         caps: Mapping[str, Cap] | None = None,
         window_shards: int = 0,
     ) -> SampleOrder:
@@ -211,7 +219,8 @@ class SampleOrder:
         stages = [stage.identity() for stage in self.stages]
         sources = {source.name: source.fingerprint for source in self._sources}
         ledger = [entry.effect for entry in self.ledger]
-        return order_state.identity(self.seed, stages, sources, ledger, self.caps, self.window_shards)
+        taken = [entry.effect for entry in self.take_downs]
+        return order_state.identity(self.seed, stages, sources, ledger, self.caps, self.window_shards, taken)
 
     @property
     def fingerprint(self) -> str:

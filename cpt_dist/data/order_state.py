@@ -22,6 +22,8 @@ ORDER_VERSION = 1
 
 _WINDOW = "shuffle_window_shards"
 
+_TAKE_DOWNS = "take_downs"
+
 _SHORT_DIGITS = 6
 """Hexadecimal digits of a part's fingerprint: enough to name the part, as the whole one decides."""
 
@@ -33,8 +35,12 @@ def identity(
     ledger: Sequence[dict[str, Any]] = (),
     caps: Mapping[str, Cap] | None = None,
     window_shards: int = 0,
+    take_downs: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """All that an order depends on, as JSON values: identities of stages, fingerprints by source, ledger effects."""
+    """All that an order depends on, as JSON values: identities of stages, fingerprints by source, ledger effects.
+
+    `take_downs` decide what is left of the rows, not which they are.
+    """
     used = {name for stage in stages for name in stage["mixture"]}
     changes: dict[str, Any] = {}
     if ledger:
@@ -43,6 +49,8 @@ def identity(
         changes["caps"] = {name: asdict(cap) for name, cap in caps.items()}
     if window_shards:
         changes[_WINDOW] = window_shards
+    if take_downs:
+        changes[_TAKE_DOWNS] = list(take_downs)
     return {
         "version": ORDER_VERSION,
         "seed": seed,
@@ -67,8 +75,7 @@ def compact(whole: Mapping[str, Any], n: int, capped: Sequence[dict[str, Any]]) 
         "source_parts": "".join(_short(whole["sources"][name]) for name in sorted(whole["sources"])),
         "ledger_entries": len(ledger),
     }
-    if _WINDOW in whole:
-        state[_WINDOW] = whole[_WINDOW]
+    state |= {key: whole[key] for key in (_WINDOW, _TAKE_DOWNS) if key in whole}
     return {**state, "capped": list(capped)} if capped else state
 
 
@@ -98,6 +105,7 @@ def check_state(
         problems = _differing_parts(state, present)
         new = present.get("ledger", [])[state["ledger_entries"] :]
         problems += ledger_differences([], new, n)
+    problems += ledger_differences(state.get(_TAKE_DOWNS, []), present.get(_TAKE_DOWNS, []), n, "take-down")
     problems = problems or _cap_differences(state.get("capped", []), capped)
     if problems:
         raise UserError(problems)

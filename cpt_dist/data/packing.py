@@ -47,6 +47,9 @@ class RowSource(Protocol):
     def doc_ids(self, shard: int) -> np.ndarray:
         """uint8 [num_documents, 16]: of all documents of the shard."""
 
+    def loss_spans(self, shard: int) -> np.ndarray | None:
+        """uint64 [num_spans, 2], rising: the tokens [start, stop) of the shard that are to be predicted; None: all."""
+
     def documents(self, shard: int) -> np.ndarray | None:
         """int64, rising: numbers of the shard's documents that belong to the source; None: all."""
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from cpt_dist.config import CptConfig
 from cpt_dist.data.caps import caps_from_config
-from cpt_dist.data.ledger_entry import LedgerEntry, read_ledger
+from cpt_dist.data.ledger_entry import Entry, read_ledger
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.shards import Source
 from cpt_dist.run_directory import RunDirectory
 
 
-def sample_order(config: CptConfig, sources: list[Source], ledger: Sequence[LedgerEntry] | None = None) -> SampleOrder:
+def sample_order(config: CptConfig, sources: list[Source], ledger: Sequence[Entry] | None = None) -> SampleOrder:
     """The order of the run's samples, under the decisions in `ledger` (default: the run's ledger.jsonl)."""
     if ledger is None:
         ledger = read_ledger(RunDirectory(config.run_dir).ledger)

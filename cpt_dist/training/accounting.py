@@ -17,7 +17,8 @@ class AccountingError(RuntimeError):
 
 
 def checked_accounts(run: Run) -> dict[str, dict[str, Any]]:
-    """Source -> samples planned (as the shares ask, a fraction) and realised, tokens realised, and epochs by seq_len.
+    """Source -> samples planned (as the shares ask, a fraction) and realised, tokens realised, what was
+    skipped because it was taken down, and epochs by seq_len.
 
     The same on every rank. Raises AccountingError, before the checkpoint is written, with each source whose realised
     samples differ from the order's count.
@@ -38,6 +39,8 @@ def checked_accounts(run: Run) -> dict[str, dict[str, Any]]:
             "planned_samples": asked[number],
             "samples": run.totals.samples_by_source[number],
             "tokens": run.totals.input_tokens_by_source[number],
+            "skipped_pieces": run.totals.skipped_pieces_by_source[number],
+            "skipped_tokens": run.totals.skipped_tokens_by_source[number],
             "epochs": {str(length): done for length, done in epochs[name].items()},
         }
         for number, name in enumerate(names)

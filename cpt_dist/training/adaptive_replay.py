@@ -43,7 +43,7 @@ class AdaptiveReplay:
         self._check_documents(scores)
         entry = run.world.gather(self._entry(run, scores) if run.world.is_first else None)[0]
         if entry is not None:
-            run.order = sample_order(run.config, run.sources, [*run.order.ledger, entry])
+            run.order = sample_order(run.config, run.sources, [*run.order.entries, entry])
 
     def _entry(self, run: Run, scores: Mapping[str, DocumentScores]) -> LedgerEntry | None:
         """The decision as an entry that is on disk when this returns; None where nothing changes."""
@@ -106,7 +106,7 @@ class AdaptiveReplay:
 
     def _written(self, run: Run, entry: LedgerEntry) -> bool:
         """Try the entry on the order (a cap may forbid it), then write the ledger and a line of metrics.jsonl."""
-        ledger = [*run.order.ledger, entry]
+        ledger = [*run.order.entries, entry]
         record = {"kind": "ledger", "step": run.step, "n_start": entry.n_start, "weights": entry.weights}
         try:
             order = sample_order(run.config, run.sources, ledger)

@@ -45,7 +45,19 @@ def step_record(run: Run, result: StepResult, tokens_per_second: float, peak_flo
         "memory_bytes": resident_bytes(run.world.device),
         "planned_tokens": run.order.planned_tokens(run.position),
         "realised_tokens": dict(zip(names, run.totals.input_tokens_by_source, strict=True)),
+        **_skipped(run),
         "time": time.time(),
+    }
+
+
+def _skipped(run: Run) -> dict[str, int]:
+    """Pieces and tokens skipped so far, in a run in which documents were taken down."""
+    if not run.order.take_downs:
+        return {}
+    totals = run.totals
+    return {
+        "skipped_pieces": sum(totals.skipped_pieces_by_source),
+        "skipped_tokens": sum(totals.skipped_tokens_by_source),
     }
 
 

@@ -13,6 +13,7 @@ from cpt_dist.data.remote import source_folder
 from cpt_dist.data.run_order import sample_order
 from cpt_dist.data.shard_cache import check_cache_holds
 from cpt_dist.data.shards import Source, tokenizer_fingerprint
+from cpt_dist.data.take_down import read_list
 from cpt_dist.errors import UserError
 from cpt_dist.model.folder import check_model_folder, check_seq_len
 
@@ -51,6 +52,8 @@ def check_files(config: CptConfig) -> None:
         for stage in order.stages:
             stage.check_world_size(world_size)
 
+    if config.data.take_down is not None:
+        collect(read_list, config.data.take_down)
     collect(check_model_folder, config.model.path)
     if not problems:
         for index, stage in enumerate(config.stages):

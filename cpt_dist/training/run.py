@@ -18,6 +18,7 @@ from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.config import CptConfig, StageConfig
 from cpt_dist.data.batches import Batch, build_batch
 from cpt_dist.data.loader import StepLoader
+from cpt_dist.data.masking import TakenDown
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.plans import make_plan
 from cpt_dist.data.prefetch import Prefetcher
@@ -44,6 +45,9 @@ class StepResult:
     target_tokens_by_source: list[int]
     input_tokens_by_source: list[int]
     samples_by_source: list[int]
+    skipped_pieces_by_source: list[int]
+    """Pieces of documents that were taken down, in this step's rows."""
+    skipped_tokens_by_source: list[int]
     seconds: float
     data_wait_seconds: float
     """Time that this rank waited for batches; the longest of all ranks."""
@@ -86,12 +90,20 @@ class Totals:
     input_tokens_by_source: list[int]
     samples_by_source: list[int]
     """Rows in the batches of all ranks; `accounting.py` compares them with the order's counts."""
+    skipped_pieces_by_source: list[int]
+    """Pieces left out of those rows because their documents were taken down."""
+    skipped_tokens_by_source: list[int]
     target_tokens: int = 0
     seconds: float = 0.0
 
+    @classmethod
+    def zero(cls, num_sources: int) -> Totals:
+        """The counters at the start of a run."""
+        return cls(*([0] * num_sources for _ in range(4)))  # type: ignore[arg-type]
+
     def add(self, result: StepResult) -> None:
         """Count a step."""
-        for name in ("input_tokens_by_source", "samples_by_source"):
+        for name in [name for name in vars(self) if name.endswith("_by_source")]:
             pairs = zip(getattr(self, name), getattr(result, name), strict=True)
             setattr(self, name, [total + new for total, new in pairs])
         self.target_tokens += result.target_tokens
@@ -208,11 +220,18 @@ class Run:
         return (self.position - self.order.stage_starts[index]) / self.order.stages[index].num_samples
 
     def probe_ids(self) -> torch.Tensor:
-        """int64 [tokens]: the beginning of the run's first row, a real text that is the same on every rank."""
-        sample = self.order.samples(0, 1)
+        """int64 [tokens]: the beginning of the run's first row, a real text that is the same on every rank.
+
+        Without what has been taken down by now; of a later row where that leaves less than two tokens.
+        """
         plans = [make_plan(source, self.order.stages[0].seq_len) for source in self.sources]
-        row = build_batch(self.sources, plans, sample.source, sample.row, sample.source * 0)
-        return row.input_ids[: self.config.checkpoint.probe_tokens]
+        taken = TakenDown(self.order.take_downs)
+        for n in range(self.order.stages[0].num_samples):
+            sample = self.order.samples(n, 1)
+            row = build_batch(self.sources, plans, sample.source, sample.row, sample.source * 0 + self.position, taken)
+            if not row.is_filler and row.num_tokens >= 2:
+                return row.input_ids[: self.config.checkpoint.probe_tokens]
+        raise UserError("data.take_down: every document of the run's first stage was taken down; nothing is left")
 
     def each(self, hook: str, *arguments: Any) -> None:
         """Call `hook` of every callback, in their order."""

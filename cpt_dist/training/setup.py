@@ -29,6 +29,7 @@ from cpt_dist.run_directory import RunDirectory
 from cpt_dist.training.callbacks import default_callbacks
 from cpt_dist.training.preflight import open_sources
 from cpt_dist.training.run import Run, Totals
+from cpt_dist.training.take_down import take_down
 
 
 def set_up(config: CptConfig, world: World) -> Run:
@@ -56,7 +57,7 @@ def set_up(config: CptConfig, world: World) -> Run:
         engine=engine,
         store=store,
         saver=Saver(store, config.checkpoint.asynchronous, world.local_size),
-        totals=Totals([0] * len(sources), [0] * len(sources)),
+        totals=Totals.zero(len(sources)),
     )
     if world.is_first:
         directory.create(config)
@@ -66,6 +67,7 @@ def set_up(config: CptConfig, world: World) -> Run:
     _announce(run, reason, step)
     if step is not None:
         resume(run, step)
+    take_down(run)
     run.callbacks = default_callbacks(run)
     return run
 
@@ -86,8 +88,12 @@ def resume(run: Run, step: int) -> None:
     run.store.load(step, tensors)
     run.engine.state_loaded(tensors, trainer["optimizer_steps"])
     run.position = trainer["position"]
-    # A checkpoint of a version that didn't count samples was made by the same order, so they are what it says.
-    run.totals = Totals(**{"samples_by_source": run.order.counts(run.position).tolist(), **trainer["totals"]})
+    # A checkpoint of a version that didn't count samples was made by the same order, so they are what it says; one of
+    # a version without take-downs has skipped nothing.
+    nothing = [0] * len(run.order.source_names)
+    before = {"samples_by_source": run.order.counts(run.position).tolist()}
+    before |= {"skipped_pieces_by_source": nothing, "skipped_tokens_by_source": nothing}
+    run.totals = Totals(**{**before, **trainer["totals"]})
 
 
 def _announce(run: Run, precision_reason: str, resumed_step: int | None) -> None:

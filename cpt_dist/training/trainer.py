@@ -70,21 +70,22 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
     engine, world = run.engine, run.world
     num_sources = len(run.sources)
     batch_samples = run.order.stages[index].batch_samples
-    sums = torch.zeros(4, num_sources, dtype=torch.float64)
+    sums = torch.zeros(6, num_sources, dtype=torch.float64)
     for number, batch in enumerate(batches.micro_batches, start=1):
         last = number == len(batches.micro_batches)
         nll = engine.forward_backward(batch, batches.num_target_tokens, last).cpu()
-        if not len(batch.sample_ids):
-            continue  # a filler, which only keeps the ranks in step
+        for row, counts in enumerate((torch.ones_like(batch.row_sources), batch.skipped_pieces, batch.skipped_tokens)):
+            sums[3 + row] += run.sums_by_source(counts, batch.row_sources)
+        if batch.is_filler:
+            continue  # it only keeps the ranks in step
         is_target = batch.labels >= 0
         for row, values in enumerate((nll, is_target, torch.ones_like(is_target))):
             sums[row] += run.sums_by_source(values, batch.source_ids)
-        sums[3] += torch.bincount(batch.row_sources.cpu(), minlength=num_sources)
     waits = torch.zeros(world.size, dtype=torch.float64)
     waits[world.rank] = batches.wait_seconds
     votes = torch.tensor([float(run.stop_requested), float(run.saver.failed)], dtype=torch.float64)
     shared = world.sum(torch.cat([sums.flatten(), waits, votes])).cpu()
-    sums = shared[: 4 * num_sources].view(4, num_sources)
+    sums = shared[: 6 * num_sources].view(6, num_sources)
     if not torch.isfinite(sums[0]).all():
         raise FloatingPointError(
             f"step {run.step + 1}: the loss is not finite; samples {run.position} to "
@@ -102,8 +103,10 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
         target_tokens_by_source=[int(count) for count in sums[1]],
         input_tokens_by_source=[int(count) for count in sums[2]],
         samples_by_source=[int(count) for count in sums[3]],
+        skipped_pieces_by_source=[int(count) for count in sums[4]],
+        skipped_tokens_by_source=[int(count) for count in sums[5]],
         seconds=time.perf_counter() - begin + batches.wait_seconds,
-        data_wait_seconds=float(shared[4 * num_sources : -2].max()),
+        data_wait_seconds=float(shared[6 * num_sources : -2].max()),
         stop_requested=bool(shared[-2] > 0),
         save_failed=bool(shared[-1] > 0),
     )

@@ -11,8 +11,10 @@ from omegaconf import OmegaConf
 from cpt_dist.config import StageConfig
 from cpt_dist.corpus.normalise import document_id
 from cpt_dist.data.ledger import Ledger, main
+from cpt_dist.data.ledger_entry import write_ledger
 from cpt_dist.data.prepare import prepare
 from cpt_dist.data.shards import read_held_out
+from cpt_dist.data.take_down import TakeDown
 from cpt_dist.errors import UserError
 from tests.helpers.corpora import corpus_config
 
@@ -135,3 +137,21 @@ def test_the_command_answers_without_torch_and_names_a_mistake_in_one_line(run_d
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "False"), done.stderr
     done = subprocess.run([*words, f"run_dir={run_dir}", "steps=x"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n"), done.stderr.startswith("error: steps")) == (2, 1, True)
+
+
+def test_a_document_that_was_taken_down_is_said_to_be_and_has_no_later_readings(run_dir, tmp_path, capsys):
+    ledger = Ledger.open(run_dir)
+    reading = next(r for r in ledger.of_steps(1, 5)["documents"] if r["tokens"] > 1)
+    doc_id = reading["document"]
+    before = ask(tmp_path, f"run_dir={run_dir}", f"document={doc_id}")["places"][0]
+    assert before["planned"]
+    write_ledger(run_dir / "ledger.jsonl", [TakeDown(60, frozenset([bytes.fromhex(doc_id)]))])
+    try:
+        capsys.readouterr()
+        answer = ask(tmp_path, f"run_dir={run_dir}", f"document={doc_id}")
+    finally:
+        (run_dir / "ledger.jsonl").unlink()
+    assert answer["taken_down_from"] == 60
+    assert "taken down from sample 60 on" in capsys.readouterr().out
+    assert answer["places"][0]["planned"] == []
+    assert answer["places"][0]["read"] == before["read"]

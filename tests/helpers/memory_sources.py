@@ -17,6 +17,8 @@ class MemorySource:
         """`shards`: lengths of the documents of each shard, in tokens; `selected`: those that belong to the source."""
         self.name, self.role, self.fingerprint = name, "domain", f"fingerprint of {name}"
         self._selected = selected
+        self.targets: list[list[tuple[int, int]]] | None = None
+        """Of each shard the spans of tokens that are to be predicted."""
         self.shard_tokens = np.array([sum(lengths) for lengths in shards], dtype=np.int64)
         self._offsets, self._tokens, self._ids = [], [], []
         document = first_document
@@ -37,6 +39,9 @@ class MemorySource:
 
     def doc_ids(self, shard: int) -> np.ndarray:
         return self._ids[shard]
+
+    def loss_spans(self, shard: int) -> np.ndarray | None:
+        return None if self.targets is None else np.array(self.targets[shard], dtype=np.uint64).reshape(-1, 2)
 
     def documents(self, shard: int) -> np.ndarray | None:
         return None if self._selected is None else np.array(self._selected[shard], dtype=np.int64)

@@ -21,12 +21,15 @@ def a_run(position=12, samples=None):
     order = order_of([stage(40, {"law": 0.7, "news": 0.3})], {"law": 10, "news": 10})
     samples = samples or order.counts(position).tolist()
     store = SimpleNamespace(steps=lambda: [2])
-    return SimpleNamespace(order=order, position=position, step=3, totals=Totals([64, 32], samples), store=store)
+    totals = Totals([64, 32], samples, [3, 0], [17, 0])
+    return SimpleNamespace(order=order, position=position, step=3, totals=totals, store=store)
 
 
 def test_accounts_give_samples_and_epochs_beside_the_plan():
     accounts = checked_accounts(a_run())
-    assert accounts["law"] == {"planned_samples": pytest.approx(8.4), "samples": 8, "tokens": 64, "epochs": {"8": 0.8}}
+    skipped = {"skipped_pieces": 3, "skipped_tokens": 17}
+    planned = {"planned_samples": pytest.approx(8.4), "samples": 8, "tokens": 64, "epochs": {"8": 0.8}}
+    assert accounts["law"] == planned | skipped
 
 
 def test_a_sample_too_few_stops_the_run_with_the_name_of_its_source():
@@ -42,6 +45,7 @@ def test_a_checkpoint_without_counts_of_samples_still_loads():
     run.store, run.engine, run.totals = store, engine, None
     setup.resume(run, 3)
     assert run.totals.samples_by_source == run.order.counts(12).tolist()
+    assert run.totals.skipped_tokens_by_source == [0, 0]
 
 
 @pytest.mark.e2e

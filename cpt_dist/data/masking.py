@@ -1,0 +1,137 @@
+"""What of a row goes through the model, and what of that is to be predicted.
+
+Documents that were taken down leave a row before it is read from a shard, so its other pieces keep their tokens,
+labels and positions. Labels outside the spans of instruction data are taken out after they were made. Nothing here
+changes which row a sample reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cpt_dist.data.packing import Row, RowSource
+from cpt_dist.data.take_down import TakeDown
+
+IGNORE_INDEX = -100
+"""Label of a token that isn't to predict anything."""
+
+Span = tuple[int, int]
+_KEPT_SHARDS = 4096
+_NOTHING = np.empty((0, 3), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class RowsLeft:
+    """Rows without what was taken down; `pieces` and `tokens` (int64 [rows]) are what each of them lost."""
+
+    rows: list[Row]
+    pieces: np.ndarray
+    tokens: np.ndarray
+
+
+class TakenDown:
+    """The documents of all take-downs of a ledger, found in each shard when it is first read from."""
+
+    def __init__(self, entries: Iterable[TakeDown]) -> None:
+        self._since: dict[bytes, int] = {}
+        for entry in entries:
+            for one in entry.documents:
+                self._since[one] = min(entry.n_start, self._since.get(one, entry.n_start))
+        self._halves = np.unique(np.array([_half(one) for one in self._since], dtype=np.uint64))
+        self._shards: dict[tuple[str, int], np.ndarray] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._since)
+
+    def since(self, doc_id: bytes) -> int | None:
+        """The sample from which a document (16 bytes) is skipped; None where it isn't."""
+        return self._since.get(doc_id)
+
+    def at(self, n: int) -> frozenset[bytes]:
+        """The ids that are skipped at sample n."""
+        return frozenset(one for one, since in self._since.items() if since <= n)
+
+    def in_shard(self, source: RowSource, shard: int) -> np.ndarray:
+        """int64 [documents taken down, 3], rising: first token, one past the last, first sample that skips it."""
+        key = (source.name, shard)
+        found = self._shards.get(key)
+        if found is None:
+            if len(self._shards) >= _KEPT_SHARDS:
+                self._shards.clear()
+            found = self._shards[key] = self._find(source.doc_ids(shard), source.doc_offsets(shard))
+        return found
+
+    def _find(self, ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        # Half an id is compared for all documents at once, the whole of it for the few that agree in that.
+        halves = np.ascontiguousarray(ids[:, :8]).view(np.uint64).ravel()
+        places = np.searchsorted(self._halves, halves)
+        agree = np.flatnonzero(self._halves[np.minimum(places, len(self._halves) - 1)] == halves)
+        rows = []
+        for document in agree.tolist():
+            since = self._since.get(ids[document].tobytes())
+            if since is not None:
+                rows.append((int(offsets[document]), int(offsets[document + 1]), since))
+        return np.array(rows, dtype=np.int64) if rows else _NOTHING
+
+    def cut(self, source: RowSource, shard: int, spans: Sequence[Span], n: int) -> tuple[list[Span], int, int]:
+        """What sample n reads of `spans` of a shard: the spans left, and the pieces and tokens that are skipped."""
+        ranges = self.in_shard(source, shard)
+        ranges = ranges[ranges[:, 2] <= n]
+        left, pieces, tokens = [], 0, 0
+        for start, stop in spans:
+            first, last = np.searchsorted(ranges[:, 1], start, side="right"), np.searchsorted(ranges[:, 0], stop)
+            at = start
+            for taken_start, taken_stop, _ in ranges[first:last].tolist():
+                begin, end = max(taken_start, start), min(taken_stop, stop)
+                if begin < end:
+                    pieces, tokens = pieces + 1, tokens + end - begin
+                    left.append((at, begin))
+                    at = end
+            left.append((at, stop))
+        return [(start, stop) for start, stop in left if start < stop], pieces, tokens
+
+
+def _half(doc_id: bytes) -> int:
+    return int(np.frombuffer(doc_id, dtype=np.uint64, count=1)[0])
+
+
+def mask_labels(labels: np.ndarray, loss_spans: np.ndarray, start: int) -> None:
+    """Take out, in place, the labels that lie outside `loss_spans` (uint64 [spans, 2], tokens of the shard, rising).
+
+    `labels` are those of the tokens from `start` of the shard on; the label of token t is token t + 1, so that one
+    must lie in a span.
+    """
+    spans = loss_spans.view(np.int64)
+    first = int(np.searchsorted(spans[:, 1], start + 1, side="right"))
+    last = int(np.searchsorted(spans[:, 0], start + 1 + len(labels), side="left"))
+    inside = np.clip(spans[first:last] - (start + 1), 0, len(labels))
+    steps = np.zeros(len(labels) + 1, dtype=np.int8)
+    np.add.at(steps, inside[:, 0], 1)
+    np.add.at(steps, inside[:, 1], -1)
+    labels[np.cumsum(steps[:-1], dtype=np.int8) == 0] = IGNORE_INDEX
+
+
+def rows_left(sources: Sequence[RowSource], rows: Sequence[Row], samples: Sequence[int], taken: TakenDown) -> RowsLeft:
+    """The rows (`sources`: that of each row) as they go through the model as the samples with these numbers."""
+    left = []
+    lost = np.zeros((2, len(rows)), dtype=np.int64)
+    for number, (source, row, n) in enumerate(zip(sources, rows, samples, strict=True)):
+        spans, *lost[:, number] = taken.cut(source, row.shard, row.spans, n)
+        left.append(Row(row.shard, tuple(spans)))
+    return RowsLeft(left, *lost)
+
+
+def mask_rows(labels: np.ndarray, sources: Sequence[RowSource], rows: Sequence[Row]) -> None:
+    """`mask_labels` of rows (`sources`: that of each row) that lie end to end; `labels` is int64 [tokens]."""
+    at = 0
+    for source, row in zip(sources, rows, strict=True):
+        loss_spans = source.loss_spans(row.shard)
+        if loss_spans is None:
+            at += row.num_tokens
+            continue
+        for start, stop in row.spans:
+            mask_labels(labels[at : at + stop - start], loss_spans, start)
+            at += stop - start
