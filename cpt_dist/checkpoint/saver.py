@@ -7,6 +7,7 @@ bytes and the way in which they become a checkpoint are the store's (`commit.py`
 
 from __future__ import annotations
 
+import copy
 import datetime
 import threading
 import time
@@ -77,6 +78,7 @@ class Saver:
             if dist.get_rank() == 0:
                 print("warning: too little host memory for a copy of the state; checkpoints stop training", flush=True)
         content = self._staging.copy(tensors) if behind else tensors
+        trainer = copy.deepcopy(trainer)  # training counts on in it
 
         def write() -> float:
             start = time.perf_counter()

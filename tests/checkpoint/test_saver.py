@@ -51,12 +51,15 @@ def held(tmp_path, monkeypatch):
 def test_a_save_holds_the_values_of_its_moment_whatever_training_does_meanwhile(held, tensors):
     expected = {name: getattr(t, "local", t).clone() for name, t in tensors.items()}
     saver = Saver(held.store, asynchronous=True)
-    saver.save(3, tensors, {"position": 12}, None)
+    trainer = {"position": 12, "totals": {"seconds": 1}}
+    saver.save(3, tensors, trainer, None)
     assert held.store.steps() == []
+    trainer["totals"]["seconds"] = 2
     for tensor in tensors.values():
         getattr(tensor, "local", tensor).zero_()
     held.go.set()
     saver.wait()
+    assert held.store.trainer(3)["totals"] == {"seconds": 1}
     loaded = {name: torch.zeros(tensor.shape) for name, tensor in tensors.items()}
     held.store.load(3, loaded)
     for name, value in expected.items():
