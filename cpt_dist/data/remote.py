@@ -161,6 +161,8 @@ class RemoteFolder:
         if split_protocol(self.url)[0] in ("http", "https"):
             return None
         attempts = Persistence(self.settings)
+        system, path = self._system()
+        system.invalidate_cache(path)  # fsspec remembers listings for as long as the process lives
         while True:
             try:
                 found = self._attempt("ls", detail=True)

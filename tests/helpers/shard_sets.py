@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from safetensors.numpy import save
 
-from cpt_dist.data.shard_writer import Document, Part, block_checksums, write_held_out, write_provenance, write_shard
+from cpt_dist.data.shard_writer import Document, Part, write_held_out, write_provenance, write_shard
 from cpt_dist.data.shards import FORMAT
 from cpt_dist.files import fingerprint, write_json
 
@@ -35,8 +36,8 @@ def write_source(folder, shards, num_held_out=4, tokenizer="f" * 32):
     return folder
 
 
-def write_wide_source(folder, num_documents=140_000, document_tokens=34):
-    """A source of one shard of 13 blocks in which every tensor has a block of its own; nothing is held out."""
+def write_wide_source(folder, num_documents=20_000, document_tokens=34, block_bytes=1 << 14):
+    """A source of one shard of 118 small blocks, so that every tensor has some of its own; nothing is held out."""
     folder = Path(folder)
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
@@ -47,10 +48,12 @@ def write_wide_source(folder, num_documents=140_000, document_tokens=34):
             "doc_offsets": np.arange(0, num_tokens + 1, document_tokens, dtype=np.uint64),
             "doc_id": rng.integers(0, 256, (num_documents, 16)).astype(np.uint8),
             "doc_bytes": np.full(num_documents, document_tokens, dtype=np.uint32),
-        }
+        },
+        metadata={"made by": "a test"},  # of a length that leaves the header some padding
     )
+    blocks = [xxhash.xxh3_64_hexdigest(content[at : at + block_bytes]) for at in range(0, len(content), block_bytes)]
     entry = {"file": "shard-00000.safetensors", "bytes": len(content), "documents": num_documents}
-    entry |= {"tokens": num_tokens, "block_bytes": 1 << 20, "blocks": block_checksums(content)}
+    entry |= {"tokens": num_tokens, "block_bytes": block_bytes, "blocks": blocks}
     (folder / entry["file"]).write_bytes(content)
     files = {"shards": [entry], "held_out": [], "provenance": []}
     _write_manifest(folder, files, num_documents, num_tokens, 0, "f" * 32)
