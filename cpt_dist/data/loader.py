@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.context
+import signal
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver, resource_tracker
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from cpt_dist.data.prefetch import remote_files
 from cpt_dist.errors import UserError
 
 _MICRO_BATCHES_AHEAD = 4
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class _MicroBatches(Dataset[Batch | UserError]):
@@ -138,11 +141,17 @@ class StepLoader:
             generator=torch.Generator(),
         )
         batches = iter(loader)
-        for _ in range(len(self)):
-            begin = time.perf_counter()
-            step = [_unless_error(next(batches)) for _ in range(self.micro_batches_per_step)]
-            self.wait_seconds += time.perf_counter() - begin
-            yield step
+        workers = getattr(batches, "_workers", [])
+        try:
+            for _ in range(len(self)):
+                begin = time.perf_counter()
+                step = [_unless_error(next(batches)) for _ in range(self.micro_batches_per_step)]
+                self.wait_seconds += time.perf_counter() - begin
+                yield step
+        finally:
+            del batches  # asks the workers to end and gives each 5 seconds
+            for worker in workers:  # one in a fetch that goes on would hold up the end of the job
+                worker.kill()
 
 
 def _context(sources: Sequence[RowSource]) -> multiprocessing.context.BaseContext | None:
@@ -150,12 +159,20 @@ def _context(sources: Sequence[RowSource]) -> multiprocessing.context.BaseContex
 
     A rank that has read from a URL runs threads of fsspec and of the prefetcher. A fork amid their work copies locks
     that nobody in the child ever releases, and the child waits for ever. The server is a new process without any of
-    these; it imports the loader once, and every worker is forked from it.
+    these; it imports the loader once, and every worker is forked from it. The signals that ask a job to stop reach all
+    of its processes and are blocked in these: the rank needs its workers up to the end of its step.
     """
     if not any(remote_files(source) for source in sources):
         return None
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # the server needs it, and starting it unblocks SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        forkserver.ensure_running()  # which inherits the mask, as do its workers
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

@@ -1,9 +1,12 @@
+import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
 
+import psutil
 import pytest
 
 from cpt_dist.config import DataConfig, StageConfig
@@ -159,3 +162,18 @@ def test_a_cache_too_small_for_what_is_drawn_from_is_refused(served, tmp_path):
         check_cache_holds(data, files)
     data.shuffle_window_shards = 1
     check_cache_holds(data, files)
+
+
+def test_workers_outlive_the_signals_that_ask_a_job_to_stop(served, folder, tmp_path):
+    sources = opened(served[0], tmp_path / "cache")
+    order = order_of(sources, 0)
+    steps = iter(StepLoader(order, sources, stage=0, num_workers=1))
+    found = [next(steps)]
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.kill(worker.pid, number)
+        os.kill(psutil.Process(worker.pid).ppid(), number)
+    time.sleep(0.5)
+    found += steps
+    assert len(found) == 50
+    assert not worker.is_alive()

@@ -73,7 +73,9 @@ def prepared(tmp_path_factory):
 
 
 def settings(tmp_path, cache_bytes=10**9):
-    return FetchSettings(tmp_path / "cache", cache_bytes, retries=1, backoff_seconds=0.01, timeout_seconds=20)
+    # A loader's workers have the environment in which the first of them was started, maybe by another test.
+    options = {"key": "test", "secret": "test", "endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
+    return FetchSettings(tmp_path / "cache", cache_bytes, 1, 0.01, 20, options)
 
 
 def batches(sources, num_workers):
