@@ -20,6 +20,7 @@ from cpt_dist.curriculum_config import CurriculumConfig
 from cpt_dist.errors import UserError
 from cpt_dist.replay_config import ReplayConfig
 from cpt_dist.schedule_config import ScheduleConfig
+from cpt_dist.strata_config import StrataConfig
 
 INVALID_UTF8 = ("drop", "replace")
 ZERO_0_IN_BF16 = (
@@ -76,6 +77,14 @@ class SourceConfig:
     .bin), datatrove (.ds with .ds.index) or mds (folders with an index.json)."""
     import_column: str = "tokens"
     """mds: name of the column that holds a document's tokens."""
+    score_fields: dict[str, str] = field(default_factory=dict)
+    """Score -> field of a raw record that holds it as a number; stored in the shards as float16."""
+    label_field: str | None = None
+    """Field of a raw record that holds the document's label, a short text such as code or math."""
+    strata: StrataConfig | None = None
+    """How the source is parted by a score, length or label (docs/data.md); read by training, not by prepare."""
+    grow: bool = False
+    """Let prepare append what is new in `raw` to a complete source, as its next generation (docs/data.md)."""
 
 
 @dataclass
@@ -172,7 +181,8 @@ class StageConfig:
     """Tokens of an optimizer step over all ranks; a multiple of seq_len."""
     mixture: dict[str, Any] = field(default_factory=dict)
     """Source name -> its share of tokens, or a list of [progress, share] points joined by straight lines.
-    Shares are normalised at every point; two points at one progress make a step."""
+    Shares are normalised at every point; two points at one progress make a step. A source with strata also takes
+    {share: …, strata: {name: …}}; without that its strata are read in proportion to their tokens."""
     curriculum: CurriculumConfig | None = None
     """How the shares come to `mixture` over the stage (docs/data.md); default: they are those of `mixture`."""
     schedule: ScheduleConfig | None = None

@@ -7,6 +7,7 @@ model folder) is checked by the program that reads it.
 from __future__ import annotations
 
 import math
+import re
 
 from cpt_dist.config import (
     INVALID_UTF8,
@@ -19,9 +20,11 @@ from cpt_dist.config import (
 )
 from cpt_dist.curriculum_config import curriculum_problems
 from cpt_dist.errors import UserError, nearest
+from cpt_dist.nested_mixture import flat_mixture, inner_mixture, nested_problems, outer_mixture
 from cpt_dist.replay_config import replay_problems
 from cpt_dist.schedule_config import schedule_problems
 from cpt_dist.schedules import stage_schedules
+from cpt_dist.strata_config import LABEL, LENGTH, strata_problems
 
 ENGINES = ("zero", "fsdp")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -57,17 +60,31 @@ def _check_stage(problems: list[str], index: int, stage: StageConfig, sources: d
             )
     except UserError as error:
         problems.extend(error.problems)
-    try:
-        mixture_knots(stage.mixture)
-    except UserError as error:
-        problems.extend(f"{key}: {problem}" for problem in error.problems)
-    if stage.curriculum is not None:
-        problems.extend(f"{key}.curriculum.{one}" for one in curriculum_problems(stage.curriculum, stage.mixture))
+    problems.extend(_mixture_problems(key, stage, sources))
     for name in stage.mixture:
         if name not in sources:
             problems.append(f"{key}.mixture: source '{name}' is not in data.sources; {nearest(name, sources)}")
     if stage.schedule is not None:
         problems.extend(f"{key}.schedule.{one}" for one in schedule_problems(stage.schedule))
+
+
+def _mixture_problems(key: str, stage: StageConfig, sources: dict[str, SourceConfig]) -> list[str]:
+    strata = {name: source.strata for name, source in sources.items()}
+    problems = [f"{key}: {problem}" for problem in nested_problems(stage.mixture, strata)]
+    if problems:
+        return problems
+    for source in ("", *stage.mixture):
+        inside = inner_mixture(stage.mixture, source) if source else outer_mixture(stage.mixture)
+        try:
+            mixture_knots(inside if inside is not None else {"": 1.0})
+        except UserError as error:
+            where = f"{key}: mixture.{source}: " if source else f"{key}: "
+            problems.extend(f"{where}{problem}" for problem in error.problems)
+    if stage.curriculum is not None:
+        flat, unknown = flat_mixture(stage.mixture, stage.curriculum, strata)
+        found = [*unknown, *curriculum_problems(stage.curriculum, flat)]
+        problems.extend(f"{key}.curriculum.{problem}" for problem in found)
+    return problems
 
 
 def _check_cap(problems: list[str], name: str, source: SourceConfig, config: CptConfig) -> None:
@@ -108,6 +125,21 @@ def _check_instructions(problems: list[str], name: str, source: SourceConfig) ->
         )
     if source.import_format is not None and (source.chat_field is not None or pair != [None, None]):
         problems.append(f"{key}: import_format takes tokens over, which have no chat or prompt field; take one out")
+
+
+def _check_strata(problems: list[str], name: str, source: SourceConfig) -> None:
+    key = f"data.sources.{name}"
+    for score, field in source.score_fields.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", score) or score in (LENGTH, LABEL) or not field:
+            problems.append(
+                f"{key}.score_fields: '{score}: {field}' is no name of a score and its field; {LENGTH} and {LABEL} are "
+                "taken, letters, digits, '_' and '-' may be used"
+            )
+    if source.import_format is not None and (source.score_fields or source.label_field):
+        problems.append(f"{key}: token data (import_format) has no score_fields or label_field; take them out")
+    if source.strata is not None:
+        found = strata_problems(source.strata, source.score_fields, source.label_field)
+        problems.extend(f"{key}.strata.{problem}" for problem in found)
 
 
 def _check_counts(problems: list[str], config: CptConfig) -> None:
@@ -186,6 +218,7 @@ def validate(config: CptConfig) -> None:
         _one_of(problems, f"data.sources.{name}.role", source.role, ROLES)
         _check_cap(problems, name, source, config)
         _check_instructions(problems, name, source)
+        _check_strata(problems, name, source)
         if source.import_format is not None:
             _one_of(problems, f"data.sources.{name}.import_format", source.import_format, IMPORT_FORMATS)
     problems.extend(f"schedule.{one}" for one in schedule_problems(config.schedule))

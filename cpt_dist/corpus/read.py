@@ -9,8 +9,8 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,8 @@ class Record:
     """Why `text` is None: invalid_utf8, invalid_json or no_text_field."""
     repaired: bool = False
     """Whether invalid UTF-8 in `text` was replaced by U+FFFD."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """What the record has under the other fields that were asked for; a field that it lacks is left out."""
 
 
 def _damaged(path: Path, error: object) -> UserError:
@@ -128,7 +130,7 @@ def _text_of(value: Any, text_field: Fields, policy: str) -> tuple[str | None, s
     return text, None, False
 
 
-def _read_jsonl(path: Path, text_field: Fields, policy: str, start: int) -> Iterator[Record]:
+def _read_jsonl(path: Path, text_field: Fields, policy: str, start: int, others: Sequence[str]) -> Iterator[Record]:
     for index, (offset, line) in enumerate(_lines(path)):
         if index < start:
             continue
@@ -145,10 +147,11 @@ def _read_jsonl(path: Path, text_field: Fields, policy: str, start: int) -> Iter
             yield Record(str(path), index, offset, None, INVALID_JSON)
             continue
         text, problem, half = _text_of(value, text_field, policy)
-        yield Record(str(path), index, offset, text, problem, text is not None and (repaired or half))
+        values = {name: value[name] for name in others if name in value} if text is not None else {}
+        yield Record(str(path), index, offset, text, problem, text is not None and (repaired or half), values)
 
 
-def _read_text(path: Path, text_field: Fields, policy: str, start: int) -> Iterator[Record]:
+def _read_text(path: Path, text_field: Fields, policy: str, start: int, others: Sequence[str]) -> Iterator[Record]:
     if start == 0:
         text, repaired = _decode(b"".join(_blocks(path)).removeprefix(_BOM), policy)
         yield Record(str(path), 0, 0, text, None if text is not None else INVALID_UTF8, repaired)
@@ -183,18 +186,28 @@ def _text_column(path: Path, table: pyarrow.RecordBatch | pyarrow.Table, text_fi
 
 
 def _read_table(
-    path: Path, batches: Iterator[pyarrow.RecordBatch | pyarrow.Table], text_field: Fields, policy: str, start: int
+    path: Path,
+    batches: Iterator[pyarrow.RecordBatch | pyarrow.Table],
+    text_field: Fields,
+    policy: str,
+    start: int,
+    others: Sequence[str],
 ) -> Iterator[Record]:
     index = 0
     for batch in batches:
         skip = min(max(start - index, 0), batch.num_rows)
-        for row, raw in enumerate(_text_column(path, batch.slice(skip), text_field), start=index + skip):
+        rest = batch.slice(skip)
+        columns = {name: rest.column(name).to_pylist() for name in others if name in rest.schema.names}
+        for place, raw in enumerate(_text_column(path, rest, text_field)):
+            row = index + skip + place
             if raw is None:
                 yield Record(str(path), row, None, None, NO_TEXT)
             else:
                 # What is left of a JSON object with a bad byte in it would be no record.
                 text, repaired = _decode(raw, "drop" if isinstance(text_field, tuple) else policy)
-                yield Record(str(path), row, None, text, None if text is not None else INVALID_UTF8, repaired)
+                values = {name: column[place] for name, column in columns.items()}
+                problem = None if text is not None else INVALID_UTF8
+                yield Record(str(path), row, None, text, problem, repaired, values)
         index += batch.num_rows
 
 
@@ -214,28 +227,30 @@ def _columns(path: Path, columns: list[str], text_field: Fields) -> list[str]:
     return wanted
 
 
-def _read_parquet(path: Path, text_field: Fields, policy: str, start: int) -> Iterator[Record]:
+def _read_parquet(path: Path, text_field: Fields, policy: str, start: int, others: Sequence[str]) -> Iterator[Record]:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
             columns = _columns(path, file.schema_arrow.names, text_field)
-            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
-            yield from _read_table(path, batches, text_field, policy, start)
+            present = [name for name in others if name in file.schema_arrow.names]
+            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=sorted({*columns, *present}))
+            yield from _read_table(path, batches, text_field, policy, start, others)
     except (pa.ArrowInvalid, OSError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from error
 
 
-def _read_dataset(path: Path, text_field: Fields, policy: str, start: int) -> Iterator[Record]:
+def _read_dataset(path: Path, text_field: Fields, policy: str, start: int, others: Sequence[str]) -> Iterator[Record]:
     import pyarrow as pa
     from datasets import load_from_disk
 
     try:
         table = load_from_disk(str(path)).with_format("arrow")
         columns = _columns(path, table.column_names, text_field)
-        batches = table.select_columns(columns).iter(batch_size=BATCH_ROWS)
-        yield from _read_table(path, batches, text_field, policy, start)
+        present = [name for name in others if name in table.column_names]
+        batches = table.select_columns(sorted({*columns, *present})).iter(batch_size=BATCH_ROWS)
+        yield from _read_table(path, batches, text_field, policy, start, others)
     except (pa.ArrowInvalid, OSError, json.JSONDecodeError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from error
 
@@ -244,12 +259,12 @@ _READERS = {"jsonl": _read_jsonl, "text": _read_text, "parquet": _read_parquet, 
 
 
 def read_records(
-    item: InputFile, text_field: Fields = "text", policy: str = "drop", start: int = 0
+    item: InputFile, text_field: Fields = "text", policy: str = "drop", start: int = 0, others: Sequence[str] = ()
 ) -> Iterator[Record]:
-    """The records of one input from index `start` on, in order.
+    """The records of one input from index `start` on, in order, with their values under the fields `others`.
 
     With a tuple of fields a record's text is a JSON object of them. `policy` (drop or replace) says what becomes of
     invalid UTF-8. Blank lines of JSONL are no records. Raises UserError for a damaged file, and for a table that has
     no column `text_field` or no text in it.
     """
-    return _READERS[item.format](item.path, text_field, policy, start)
+    return _READERS[item.format](item.path, text_field, policy, start, others)

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from cpt_dist.config import SourceConfig
 from cpt_dist.data.stage_counts import Knots
+from cpt_dist.data.view_names import source_of
 from cpt_dist.errors import UserError
 
 MANY_EPOCHS = 4.0
@@ -21,7 +22,11 @@ MANY_EPOCHS = 4.0
 
 @dataclass(frozen=True)
 class Cap:
-    """A source is read at most `max_epochs` times, over all stages and sequence lengths together."""
+    """A source is read at most `max_epochs` times, over all stages and sequence lengths together.
+
+    A cap is there because repeated text loses its worth, so it holds for each stratum and generation of a source, not
+    for their mean: a stratum with three times its share is repeated three times as often.
+    """
 
     max_epochs: float
     policy: str = "error"
@@ -57,10 +62,17 @@ def last_allowed(epochs: Callable[[int], Fraction], limit: Fraction, num_samples
     return low
 
 
-def without_capped(knots: Knots, names: Sequence[str], capped: Sequence[str], caps: Mapping[str, Cap]) -> Knots:
+def without_capped(
+    knots: Knots,
+    names: Sequence[str],
+    capped: Sequence[str],
+    caps: Mapping[str, Cap],
+    views: Callable[[str], Sequence[str]] = lambda source: [source],
+) -> Knots:
     """The schedule with the shares of `capped` sources (in the order in which they were capped) given on.
 
-    Raises UserError where no source with a share is left.
+    `views` gives the strata and generations of the source that a share is spilled to; those that aren't capped take it
+    in proportion to their shares, or evenly where these are 0. Raises UserError where no source with a share is left.
     """
     progress, shares = knots
     index = {name: number for number, name in enumerate(names)}
@@ -68,10 +80,12 @@ def without_capped(knots: Knots, names: Sequence[str], capped: Sequence[str], ca
     for name in capped:
         if name not in index:
             continue
-        heir = _heir(name, capped, caps)
+        heirs = [index[heir] for heir in _heirs(name, capped, caps, views) if heir in index]
         for row in changed:
-            if heir is not None and heir in index:
-                row[index[heir]] += row[index[name]]
+            joint = sum(row[heir] for heir in heirs)
+            parts = [row[heir] / joint if joint else 1 / len(heirs) for heir in heirs]
+            for heir, part in zip(heirs, parts, strict=True):
+                row[heir] += row[index[name]] * part
             row[index[name]] = 0.0
     for at, row in zip(progress, changed, strict=True):
         if sum(row) <= 0:
@@ -82,16 +96,19 @@ def without_capped(knots: Knots, names: Sequence[str], capped: Sequence[str], ca
     return progress, changed
 
 
-def _heir(name: str, capped: Sequence[str], caps: Mapping[str, Cap]) -> str | None:
-    """Where a capped source's share goes; None: to all others. A heir that is capped itself hands on to its own."""
-    seen = {name}
-    heir = caps[name].spill_to if caps[name].policy == "spill" else None
-    while heir in capped and heir is not None:
-        if heir in seen:
-            return None
-        seen.add(heir)
-        heir = caps[heir].spill_to if caps[heir].policy == "spill" else None
-    return heir
+def _heirs(
+    name: str, capped: Sequence[str], caps: Mapping[str, Cap], views: Callable[[str], Sequence[str]]
+) -> list[str]:
+    """Where a capped source's share goes; none: to all others. A heir that is capped itself hands on to its own."""
+    seen = set()
+    cap: Cap | None = caps[name]
+    while cap is not None and cap.policy == "spill" and cap.spill_to is not None and cap.spill_to not in seen:
+        seen.add(cap.spill_to)
+        open_views = [view for view in views(cap.spill_to) if view not in capped]
+        if open_views:
+            return open_views
+        cap = caps.get(views(cap.spill_to)[0])
+    return []
 
 
 def refusal(source: str, cap: Cap, n: int, stage: str, progress: float, planned_epochs: float) -> str:
@@ -99,7 +116,7 @@ def refusal(source: str, cap: Cap, n: int, stage: str, progress: float, planned_
     return (
         f"source '{source}' reaches its max_epochs of {cap.max_epochs:g} at sample {n} (stage '{stage}', progress "
         f"{progress:.4f}); the plan reads it {planned_epochs:.2f} times. Lower its share or the stage's tokens, give "
-        f"more text, raise data.sources.{source}.max_epochs, or set on_cap there to spill or renormalise"
+        f"more text, raise data.sources.{source_of(source)}.max_epochs, or set on_cap there to spill or renormalise"
     )
 
 

@@ -5,7 +5,7 @@ Each record has exactly one fate: kept, held out, or dropped for one reason. Not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -48,6 +48,8 @@ class Fate:
     """Tokens of an imported or instruction document; None where its text is still to be tokenised."""
     targets: tuple[tuple[int, int], ...] = ()
     """Instruction data: the spans of `tokens` that are to be predicted."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """The record's values under the fields of scores and label."""
 
 
 @dataclass
@@ -87,14 +89,16 @@ def is_held_out(doc_id: bytes, fraction: float) -> bool:
     return int.from_bytes(doc_id[:8], "big") < int(fraction * 2**64)
 
 
-def fates(inputs: list[InputFile], rules: Rules, seen: set[bytes], start: tuple[int, int] = (0, 0)) -> Iterator[Fate]:
+def fates(
+    inputs: list[InputFile], rules: Rules, seen: set[bytes], start: tuple[int, int] = (0, 0), others: Sequence[str] = ()
+) -> Iterator[Fate]:
     """The fate of every record from (input, record) `start` on, in order; ids of new documents are added to `seen`.
 
-    Raises what `read_records` raises.
+    `others` are the fields whose values a fate keeps. Raises what `read_records` raises.
     """
     for index in range(start[0], len(inputs)):
         first = start[1] if index == start[0] else 0
-        for record in read_records(inputs[index], rules.text_field, rules.invalid_utf8, first):
+        for record in read_records(inputs[index], rules.text_field, rules.invalid_utf8, first, others):
             document, reason = None, record.problem
             if record.text is not None:
                 text = normalise(record.text)
@@ -110,7 +114,8 @@ def fates(inputs: list[InputFile], rules: Rules, seen: set[bytes], start: tuple[
                     seen.add(doc_id)
                     document = Document(doc_id, text, num_bytes, record.file, record.index, record.byte)
             held_out = document is not None and is_held_out(document.id, rules.held_out_fraction)
-            yield Fate(index, record.index + 1, record.byte, document, held_out, reason, record.repaired)
+            where = (index, record.index + 1, record.byte)
+            yield Fate(*where, document, held_out, reason, record.repaired, values=record.values)
 
 
 def batches(stream: Iterator[Fate]) -> Iterator[list[Fate]]:

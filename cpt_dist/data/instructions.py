@@ -161,14 +161,15 @@ def instruction_fates(
     rules: Rules,
     seen: set[bytes],
     start: tuple[int, int] = (0, 0),
+    others: Sequence[str] = (),
 ) -> Iterator[Fate]:
     """The fate of every record from (input, record) `start` on, in order; ids of new documents are added to `seen`.
 
-    Raises what `read_records` raises.
+    `others` are the fields whose values a fate keeps. Raises what `read_records` raises.
     """
     for index in range(start[0], len(inputs)):
         first = start[1] if index == start[0] else 0
-        for record in read_records(inputs[index], instructions.fields, rules.invalid_utf8, first):
+        for record in read_records(inputs[index], instructions.fields, rules.invalid_utf8, first, others):
             document, reason, tokens = None, record.problem, None
             targets: tuple[Span, ...] = ()
             if record.text is not None:
@@ -189,9 +190,8 @@ def instruction_fates(
                 except UnusableError as why:
                     reason = str(why)
             held_out = document is not None and is_held_out(document.id, rules.held_out_fraction)
-            yield Fate(
-                index, record.index + 1, record.byte, document, held_out, reason, record.repaired, tokens, targets
-            )
+            where = (index, record.index + 1, record.byte)
+            yield Fate(*where, document, held_out, reason, record.repaired, tokens, targets, record.values)
 
 
 def _conversation(value: Any) -> list[Any]:

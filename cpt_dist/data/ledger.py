@@ -21,7 +21,9 @@ from cpt_dist.data.masking import TakenDown
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.remote import source_folder
 from cpt_dist.data.run_order import sample_order
-from cpt_dist.data.shards import Source, open_verified, read_held_out
+from cpt_dist.data.shards import Source, open_verified
+from cpt_dist.data.view_names import parse_view, source_of, with_strata
+from cpt_dist.data.views import held_out_of, views_of
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.files import write_json
 
@@ -63,11 +65,12 @@ class Ledger:
         if problems:
             raise UserError(problems)
         config.run_dir = str(run_dir)
-        order = sample_order(config, sources)
         records = _records(Path(run_dir) / "metrics.jsonl")
-        _check_sources(records, sources)
+        starts = [record for record in records if record["kind"] in ("run", "resume")]
+        views = _as_read(starts[-1]["sources"] if starts else None, views_of(sources, config.data.sources))
+        order = sample_order(config, views)
         steps_done = next((record["step"] for record in reversed(records) if "step" in record), 0)
-        return cls(order, sources, steps_done)
+        return cls(order, views, steps_done)
 
     @property
     def num_steps(self) -> int:
@@ -110,15 +113,17 @@ class Ledger:
         for reading in readings_of_steps(self.order, self.sources, first, last):
             place = reading.place
             if place not in documents:
-                documents[place] = {"document": self.document_id(place), **self.origin(place), "tokens": 0, "read": []}
+                stratum = self._stratum(place)
+                found = {"document": self.document_id(place), **self.origin(place), **stratum}
+                documents[place] = {**found, "tokens": 0, "read": []}
             documents[place]["tokens"] += reading.num_tokens
             documents[place]["read"].append(_as_json(reading))
             samples[self.order.source_names[place.source]].add(reading.sample)
-        by_source = {
+        views = {
             name: {
                 "samples": len(samples[name]),
-                "documents": sum(self.order.source_names[place.source] == name for place in documents),
-                "tokens": sum(d["tokens"] for p, d in documents.items() if self.order.source_names[p.source] == name),
+                "documents": sum(place.source == number for place in documents),
+                "tokens": sum(d["tokens"] for place, d in documents.items() if place.source == number),
                 "licence": self.sources[number].manifest["licence"],
                 "role": self.sources[number].role,
             }
@@ -127,7 +132,7 @@ class Ledger:
         return {
             "steps": [first, last],
             "steps_done": self.steps_done,
-            "sources": by_source,
+            "sources": with_strata(views),
             "documents": list(documents.values()),
         }
 
@@ -157,14 +162,26 @@ class Ledger:
             tokens = place.stop - place.start
             times = sum(reading["tokens"] for reading in read) / max(1, tokens)
             found.append(
-                {**self.origin(place), "tokens": tokens, "times_read": times, "read": read, "planned": planned}
+                {
+                    **self.origin(place),
+                    **self._stratum(place),
+                    "tokens": tokens,
+                    "times_read": times,
+                    "read": read,
+                    "planned": planned,
+                }
             )
         return {**answer, "places": found}
 
+    def _stratum(self, place: Place) -> dict[str, str]:
+        """The name of the stratum or generation that a document is in; nothing where there is none."""
+        name = self.order.source_names[place.source]
+        return {"stratum": name} if name != source_of(name) else {}
+
     def _held_out_by(self, doc_id: str) -> str:
-        for source in self.sources:
-            if any(document.id == doc_id for document in read_held_out(source.folder)):
-                return source.name
+        for name in dict.fromkeys(source_of(source.name) for source in self.sources):
+            if any(document.id == doc_id for document in held_out_of(self.sources, name)):
+                return name
         searched = ", ".join(f"{source.name} ({source.num_documents} documents)" for source in self.sources)
         raise UserError(
             f"document: no source of the run has '{doc_id}', neither to train on nor held out; searched: {searched}. "
@@ -183,17 +200,21 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _check_sources(records: list[dict[str, Any]], sources: Sequence[Source]) -> None:
-    starts = [record for record in records if record["kind"] in ("run", "resume")]
-    read = starts[-1]["sources"] if starts else {}
+def _as_read(read: dict[str, str] | None, views: list[Source]) -> list[Source]:
+    """Those of `views` whose generations the run knew; `read` is view -> fingerprint (None: it never started)."""
+    if read is None:
+        return views
+    known = {parse_view(name)[:2] for name in read}
+    views = [view for view in views if parse_view(view.name)[:2] in known]
     problems = [
-        f"source '{source.name}': the run read {read[source.name]}, '{source.folder}' is {source.fingerprint}: "
+        f"source '{view.name}': the run read {read[view.name]}, '{view.folder}' is {view.fingerprint}: "
         "its shards were made again; give the old ones with shards=FOLDER"
-        for source in sources
-        if read.get(source.name, source.fingerprint) != source.fingerprint
+        for view in views
+        if read.get(view.name, view.fingerprint) != view.fingerprint
     ]
     if problems:
         raise UserError(problems)
+    return views
 
 
 def _as_json(reading: Any) -> dict[str, int]:

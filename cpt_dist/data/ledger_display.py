@@ -23,6 +23,11 @@ def _origin(document: dict[str, Any]) -> Text:
     return Text(f"{document['file']} record {document['record']}{byte}")
 
 
+def _name(document: dict[str, Any]) -> str:
+    """The stratum or generation of a document, where it has one, else its source."""
+    return str(document.get("stratum", document["source"]))
+
+
 def _ranges(steps: set[int]) -> str:
     """Steps as 3, 5-7, 9; the first five of such runs."""
     runs: list[list[int]] = []
@@ -46,12 +51,15 @@ def show_steps(answer: dict[str, Any], num_shown: int) -> None:
     for name, record in answer["sources"].items():
         numbers = [f"{record[key]:,}" for key in ("samples", "documents", "tokens")]
         by_source.add_row(Text(name), record["role"], Text(record["licence"]), *numbers)
+        for stratum, part in record.get("strata", {}).items():
+            numbers = [f"{part[key]:,}" for key in ("samples", "documents", "tokens")]
+            by_source.add_row(Text(f"  {stratum}"), "", "", *numbers)
     console.print(by_source)
     columns = {"document": False, "source": False, "licence": False, "origin": False, "tokens": True, "steps": False}
     table = _table("documents, in the order in which they were read", columns)
     for document in answer["documents"][:num_shown]:
         steps = _ranges({reading["step"] for reading in document["read"]})
-        names = [Text(document[key]) for key in ("document", "source", "licence")]
+        names = [Text(word) for word in (document["document"], _name(document), document["licence"])]
         table.add_row(*names, _origin(document), f"{document['tokens']:,}", steps)
     console.print(table)
     if len(answer["documents"]) > num_shown:
@@ -69,7 +77,7 @@ def show_document(answer: dict[str, Any], num_shown: int) -> None:
     if answer["taken_down_from"] is not None:
         console.print(Text(f"taken down from sample {answer['taken_down_from']} on"))
     for place in answer["places"]:
-        console.print(Text(f"source '{place['source']}', licence {place['licence']}, from ") + _origin(place))
+        console.print(Text(f"source '{_name(place)}', licence {place['licence']}, from ") + _origin(place))
         seen = f"read {place['times_read']:.4g} times" if place["read"] else "not read yet"
         console.print(f"{place['tokens']:,} tokens; {seen} in {answer['steps_done']} steps", soft_wrap=True)
         columns = ("step", "sample", "epoch", "tokens from", "to", "when")

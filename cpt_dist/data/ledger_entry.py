@@ -25,17 +25,31 @@ class LedgerEntry:
 
     n_start: int
     """Global index of the first sample that the weights rule; a step boundary."""
-    weights: dict[str, Any]
-    """Source -> share of tokens, as in `StageConfig.mixture`; progress of points is that of the stage."""
+    weights: dict[str, Any] = field(default_factory=dict)
+    """Source -> share of tokens, as in `StageConfig.mixture`; progress of points is that of the stage. Empty: the
+    shares stay. What is inside a source (strata, generations) goes on as the stage has it."""
     reason: str = ""
     """What was decided and why, in a sentence."""
     evidence: dict[str, Any] = field(default_factory=dict)
     """The measurements behind the decision, as JSON."""
+    generations: dict[str, list[int]] = field(default_factory=dict)
+    """Source that has grown -> its generations that are read from `n_start` to the end of the run. The source's share
+    stays, and is divided in proportion to tokens."""
+
+    def __post_init__(self) -> None:
+        if not self.weights and not self.generations:
+            raise ValueError("it changes nothing: neither weights nor generations")
 
     @property
     def effect(self) -> dict[str, Any]:
         """The part that the sample order depends on."""
-        return {"n_start": self.n_start, "weights": self.weights}
+        generations = {"generations": self.generations} if self.generations else {}
+        return {"n_start": self.n_start, "weights": self.weights, **generations}
+
+
+def generations_of(entries: Sequence[LedgerEntry]) -> set[tuple[str, int]]:
+    """(source, generation) that the entries let in."""
+    return {(name, number) for entry in entries for name, numbers in entry.generations.items() for number in numbers}
 
 
 Entry = LedgerEntry | TakeDown

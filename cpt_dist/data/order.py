@@ -17,6 +17,7 @@ import numpy as np
 from cpt_dist.config import StageConfig
 from cpt_dist.data import order_state
 from cpt_dist.data.caps import MANY_EPOCHS, BoundCap, Cap, many_epochs_warning
+from cpt_dist.data.layout import Layout
 from cpt_dist.data.ledger_entry import Entry, LedgerEntry
 from cpt_dist.data.order_state import ORDER_VERSION
 from cpt_dist.data.packing import RowSource
@@ -25,6 +26,7 @@ from cpt_dist.data.plans import make_plan
 from cpt_dist.data.row_order import RowOrder
 from cpt_dist.data.stage_plan import SourceRows, StagePlan
 from cpt_dist.data.take_down import TakeDown, take_down_problems
+from cpt_dist.data.view_names import by_source, source_of
 from cpt_dist.errors import UserError
 from cpt_dist.files import fingerprint
 
@@ -97,6 +99,11 @@ class SampleOrder:
         return cls(plans, rows, seed, ledger, caps, window_shards)
 
     @property
+    def layout(self) -> Layout:
+        """Which of the sources are strata or generations of one, and what a mixture means for them."""
+        return self._plan.layout
+
+    @property
     def capped(self) -> list[BoundCap]:
         """The caps that bind, in the order in which they do."""
         return self._plan.capped
@@ -105,13 +112,23 @@ class SampleOrder:
         """A line for each source that the whole plan reads more often than repetition is worth."""
         read = self.epochs(self.num_samples)
         epochs = {name: sum(lengths.values()) for name, lengths in read.items()}
-        return [many_epochs_warning(name, times) for name, times in epochs.items() if times > MANY_EPOCHS]
+        lines = [many_epochs_warning(name, times) for name, times in epochs.items() if times > MANY_EPOCHS]
+        return lines + [
+            f"stage '{stage.name}': stratum '{name}' came with a later generation and has no share in mixture, so it "
+            "is never read; give it one in a further stage"
+            for stage in self.stages
+            for name in self.layout.unread(stage.mixture)
+        ]
 
     def shares(self, n: int) -> dict[str, float]:
         """Shares of tokens of the stage's sources that hold at sample n, normalised; a step at n is behind it."""
         stage = self.stage_of(n)
         shares = self._plan.of_stage(stage).shares(n - self.stage_starts[stage])
-        return dict(zip(sorted(self.stages[stage].mixture), shares, strict=True))
+        return dict(zip(self.layout.members(self.stages[stage].mixture), shares, strict=True))
+
+    def source_shares(self, n: int) -> dict[str, float]:
+        """`shares` of whole sources, their strata and generations together."""
+        return by_source(self.shares(n))
 
     @property
     def num_samples(self) -> int:
@@ -197,6 +214,18 @@ class SampleOrder:
                 total[self.source_names[source]] += float(number) * num_tokens / max(1, num_rows)
         return total
 
+    def tokens_of_full_rows(self, n: int, planned: bool = False) -> np.ndarray:
+        """Tokens that the first n samples would have if every row were full: float64 [source].
+
+        `planned`: of the samples that the shares ask for instead of those that are read.
+        """
+        total = np.zeros(len(self._sources))
+        for stage, part in self._plan.parts(n):
+            counts = self._plan.of_stage(stage)
+            samples = counts.targets(part) if planned else counts.counts(part)
+            total[self._plan.members[stage]] += samples * self.stages[stage].seq_len
+        return total
+
     def epochs(self, n: int) -> dict[str, dict[int, float]]:
         """Source -> seq_len -> how often its rows of that length were read among the first n samples."""
         result: dict[str, dict[int, float]] = {name: {} for name in self.source_names}
@@ -208,6 +237,18 @@ class SampleOrder:
                 num_rows = max(1, self._sources[source].rows[seq_len][0])
                 lengths[seq_len] = lengths.get(seq_len, 0.0) + samples / num_rows
         return result
+
+    def source_epochs(self, source: str, n: int) -> dict[str, float]:
+        """seq_len -> how often the rows of a source, all its strata and generations together, were read so far."""
+        views = [number for number, name in enumerate(self.source_names) if source_of(name) == source]
+        read: dict[int, int] = {}
+        for stage, part in self._plan.parts(n):
+            mine = np.flatnonzero(np.isin(self._plan.members[stage], views))
+            seq_len = self.stages[stage].seq_len
+            if mine.size:
+                read[seq_len] = read.get(seq_len, 0) + int(self._plan.of_stage(stage).counts(part)[mine].sum())
+        rows = {length: sum(self._sources[number].rows[length][0] for number in views) for length in read}
+        return {str(length): samples / max(1, rows[length]) for length, samples in read.items()}
 
     def error_bound(self, stage: int) -> float:
         """Largest |count - target| of any source within a stage, in samples."""

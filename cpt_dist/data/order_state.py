@@ -14,6 +14,7 @@ from typing import Any
 from cpt_dist.data.caps import Cap
 from cpt_dist.data.ledger_entry import ledger_differences
 from cpt_dist.data.stage_plan import stage_differences
+from cpt_dist.data.view_names import parse_view, source_differences, source_of
 from cpt_dist.errors import UserError
 from cpt_dist.files import fingerprint
 
@@ -54,7 +55,7 @@ def identity(
     return {
         "version": ORDER_VERSION,
         "seed": seed,
-        "sources": {name: saved for name, saved in sources.items() if name in used},
+        "sources": {name: saved for name, saved in sources.items() if source_of(name) in used},
         "stages": list(stages),
         **changes,
     }
@@ -72,7 +73,7 @@ def compact(whole: Mapping[str, Any], n: int, capped: Sequence[dict[str, Any]]) 
         "order": _of_samples(whole, len(whole["stages"]), len(ledger)),
         "seed": whole["seed"],
         "stage_parts": [_short(stage) for stage in whole["stages"]],
-        "source_parts": "".join(_short(whole["sources"][name]) for name in sorted(whole["sources"])),
+        "source_parts": "".join(_short(found) for _, found in sorted(whole["sources"].items())),
         "ledger_entries": len(ledger),
     }
     state |= {key: whole[key] for key in (_WINDOW, _TAKE_DOWNS) if key in whole}
@@ -115,10 +116,18 @@ def check_state(
 def _of_samples(whole: Mapping[str, Any], num_stages: int, num_entries: int) -> str:
     """Fingerprint of what the first stages and ledger entries of an order mean, without its caps."""
     stages = _plain(whole["stages"][:num_stages])
-    used = {name for stage in stages for name in stage["mixture"]}
-    sources = {name: found for name, found in whole["sources"].items() if name in used}
+    sources = _sources_then(whole, num_stages, num_entries)
     ledger = _plain(whole.get("ledger", [])[:num_entries])
     return fingerprint([whole["version"], whole["seed"], whole.get(_WINDOW, 0), sources, stages, ledger])
+
+
+def _sources_then(whole: Mapping[str, Any], num_stages: int, num_entries: int) -> dict[str, str]:
+    """The sources of the first stages, without the generations that later ledger entries let in."""
+    used = {name for stage in whole["stages"][:num_stages] for name in stage["mixture"]}
+    entries = whole.get("ledger", [])[num_entries:]
+    late = {(name, g) for entry in entries for name, new in entry.get("generations", {}).items() for g in new}
+    found = whole["sources"].items()
+    return {name: part for name, part in found if source_of(name) in used and parse_view(name)[:2] not in late}
 
 
 def _plain(value: Any) -> Any:
@@ -143,7 +152,8 @@ def _whole_of(state: Mapping[str, Any], record: Mapping[str, Any] | None) -> Map
         return None
     ledger = record.get("ledger", [])[:num_entries]
     stages, window = record["stages"][:num_stages], record.get(_WINDOW, 0)
-    return identity(record["seed"], stages, record["sources"], ledger, window_shards=window)
+    sources = _sources_then(record, num_stages, num_entries)
+    return identity(record["seed"], stages, sources, ledger, window_shards=window)
 
 
 def _differences(
@@ -152,13 +162,7 @@ def _differences(
     """What of a saved identity is not what it was."""
     problems = _different_settings(saved, present)
     for name, was in saved["sources"].items():
-        if name not in all_sources:
-            problems.append(f"source '{name}' is missing; the run has read from it, so add it again")
-        elif all_sources[name] != was:
-            problems.append(
-                f"source '{name}' was {was} and is {all_sources[name]}: its shards were made again; "
-                "restore the old ones, or start a new run_dir"
-            )
+        problems += source_differences(name, was, all_sources)
     for number, stage in enumerate(saved["stages"]):
         problems += stage_differences(stage, present["stages"][number] if number < len(present["stages"]) else None)
     return problems + ledger_differences(saved.get("ledger", []), present.get("ledger", []), n)
@@ -189,13 +193,12 @@ def _differing_parts(state: Mapping[str, Any], present: Mapping[str, Any]) -> li
                 "which says what it was, is missing or of another run)"
             )
     if not problems:
-        used = {name for stage in present["stages"][:num_stages] for name in stage["mixture"]}
-        for number, name in enumerate(sorted(used)):
+        for number, (name, found) in enumerate(sorted(_sources_then(present, num_stages, num_entries).items())):
             place = number * _SHORT_DIGITS
-            if state["source_parts"][place : place + _SHORT_DIGITS] != _short(present["sources"][name]):
+            if state["source_parts"][place : place + _SHORT_DIGITS] != _short(found):
                 problems.append(
-                    f"source '{name}' is not what it was: its shards were made again; restore the old ones, or start "
-                    "a new run_dir"
+                    f"source '{name}' is not what it was: its shards were made again, or its strata changed; restore "
+                    "the old ones, or start a new run_dir"
                 )
     return problems or [
         f"the first {num_entries} ledger entries are not those that the checkpoint was made with; "
@@ -206,7 +209,7 @@ def _differing_parts(state: Mapping[str, Any], present: Mapping[str, Any]) -> li
 def _cap_differences(saved: Sequence[dict[str, Any]], present: Sequence[dict[str, Any]]) -> list[str]:
     was_capped, is_capped = ({one["source"]: one for one in capped} for capped in (saved, present))
     return [
-        f"data.sources.{name}.max_epochs: the source {_cap_in_words(was_capped.get(name))}, and now "
+        f"data.sources.{source_of(name)}.max_epochs: the source {_cap_in_words(was_capped.get(name))}, and now "
         f"{_cap_in_words(is_capped.get(name))}; set it back to resume"
         for name in sorted({*was_capped, *is_capped})
         if was_capped.get(name) != is_capped.get(name)

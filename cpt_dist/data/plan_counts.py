@@ -14,9 +14,9 @@ from functools import partial
 
 import numpy as np
 
-from cpt_dist.config import mixture_knots
 from cpt_dist.data.caps import BoundCap, Cap, last_allowed, refusal, without_capped
-from cpt_dist.data.ledger_entry import LedgerEntry
+from cpt_dist.data.layout import Layout
+from cpt_dist.data.ledger_entry import LedgerEntry, generations_of
 from cpt_dist.data.stage_counts import Knots, StageCounts
 from cpt_dist.data.stage_plan import SourceRows, StagePlan
 from cpt_dist.errors import UserError, nearest
@@ -40,16 +40,21 @@ class PlanCounts:
         self.stages, self.sources = list(stages), list(sources)
         self.ledger = list(ledger)
         self._index = {source.name: number for number, source in enumerate(self.sources)}
-        self.caps = {name: cap for name, cap in (caps or {}).items() if name in self._index}
+        tokens = {source.name: max([0, *(tokens for _, tokens in source.rows.values())]) for source in self.sources}
+        self.layout = Layout(tokens, generations_of(self.ledger))
+        """Which of the sources are strata or generations of one, and what a mixture means for them."""
+        self.caps = self.layout.caps(caps or {})
         self.capped: list[BoundCap] = []
         """The caps that bind, in the order in which they do."""
-        self._knots = [stage.knots() for stage in self.stages]
-        self._entry_knots: dict[int, Knots] = {}
-        self._check_sources()
-        self.members = [np.array([self._index[name] for name in sorted(stage.mixture)]) for stage in self.stages]
-        """[stage] -> int64 [member]: indices into `sources` of the stage's sources, by name."""
         self.starts = [0, *itertools.accumulate(stage.num_samples for stage in self.stages)]
         """First sample of each stage, and the number of all samples at the end."""
+        starts = zip(self.stages, self.starts, strict=False)
+        self._knots = [self.layout.knots(stage, self._absent(start)) for stage, start in starts]
+        self._entry_knots: dict[int, Knots] = {}
+        self._names = [self.layout.members(stage.mixture) for stage in self.stages]
+        self._check_sources()
+        self.members = [np.array([self._index[name] for name in names]) for names in self._names]
+        """[stage] -> int64 [member]: indices into `sources` of what the stage reads, by name."""
         self._check_ledger()
         self._counts = [self._stage_counts(number) for number in range(len(self.stages))]
         self._before: dict[int, np.ndarray] = {}
@@ -62,8 +67,8 @@ class PlanCounts:
 
     def _check_sources(self) -> None:
         problems = []
-        for stage, (_, knots) in zip(self.stages, self._knots, strict=True):
-            for name, shares in zip(sorted(stage.mixture), zip(*knots, strict=True), strict=True):
+        for stage, names, (_, knots) in zip(self.stages, self._names, self._knots, strict=True):
+            for name, shares in zip(names, zip(*knots, strict=True), strict=True):
                 if name not in self._index:
                     problems.append(f"stage '{stage.name}': source '{name}' is unknown; {nearest(name, self._index)}")
                 elif max(shares) > 0 and self._rows(name, stage)[0] == 0:
@@ -93,21 +98,31 @@ class PlanCounts:
             for name, share in entry.weights.items():
                 if name not in stage.mixture:
                     problems.append(f"{what}: source '{name}' is not in stage '{stage.name}'")
-                elif share and not self._rows(name, stage)[0]:
+                elif share and not any(self._rows(view, stage)[0] for view in self.layout.views(name)):
                     problems.append(f"{what}: source '{name}' has no rows")
+            problems += [
+                f"{what}: source '{name}' has no generation {number} in data.shards; bring back the shards of the run"
+                for name, number in sorted(generations_of([entry]) - self.layout.generations())
+            ]
         if problems:
             raise UserError(problems)
+
+    def _absent(self, n: int) -> set[tuple[str, int]]:
+        """The generations that the ledger lets in behind sample n."""
+        return generations_of([entry for entry in self.ledger if entry.n_start > n])
 
     def _stage_counts(self, number: int, earlier: StageCounts | None = None) -> StageCounts:
         """The counts of a stage: a segment for its plan and one for each ledger entry or cap within it."""
         stage, start, end = self.stages[number], self.starts[number], self.starts[number + 1]
-        names = sorted(stage.mixture)
+        names = self._names[number]
         given = {start: self._knots[number]}
+        weights = None
         for entry in self.ledger:
             if start <= entry.n_start < end:
+                weights = entry.weights or weights  # an entry that only lets in a generation keeps the shares
                 if entry.n_start not in self._entry_knots:
-                    weights = {name: entry.weights.get(name, 0.0) for name in names}
-                    self._entry_knots[entry.n_start] = mixture_knots(weights)
+                    knots = self.layout.knots(stage, self._absent(entry.n_start), weights)
+                    self._entry_knots[entry.n_start] = knots
                 given[entry.n_start] = self._entry_knots[entry.n_start]
         places = sorted({*given, *(bound.n for bound in self.capped if start < bound.n < end)})
         schedules = []
@@ -115,7 +130,7 @@ class PlanCounts:
             knots = given[max(at for at in given if at <= place)]
             capped = [bound.source for bound in self.capped if bound.n <= place]
             try:
-                schedules.append((place - start, without_capped(knots, names, capped, self.caps)))
+                schedules.append((place - start, without_capped(knots, names, capped, self.caps, self.layout.views)))
             except UserError as error:
                 raise UserError(f"stage '{stage.name}': {problem}" for problem in error.problems) from error
         rows = [self._rows(name, stage) for name in names]
@@ -147,10 +162,9 @@ class PlanCounts:
         """How often the source is read by the first n samples, all sequence lengths together."""
         total = Fraction(0)
         for number, part in self.parts(n):
-            stage, name = self.stages[number], self.sources[source].name
-            if name in stage.mixture:
-                member = int(np.flatnonzero(self.members[number] == source)[0])
-                total += Fraction(self._counts[number].count_of(member, part), max(1, self._rows(name, stage)[0]))
+            for member in np.flatnonzero(self.members[number] == source).tolist():
+                num_rows = self.sources[source].rows[self.stages[number].seq_len][0]
+                total += Fraction(self._counts[number].count_of(member, part), max(1, num_rows))
         return total
 
     def stage_of(self, n: int) -> int:

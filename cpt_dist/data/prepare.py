@@ -16,6 +16,7 @@ from typing import Any
 from cpt_dist.config import CptConfig, SourceConfig, parse_quantity
 from cpt_dist.corpus.inputs import InputFile, InputState, find_inputs, input_state
 from cpt_dist.corpus.token_files import find_token_files
+from cpt_dist.data.columns import Columns
 from cpt_dist.data.documents import Counts, Fate, Rules, batches, fates
 from cpt_dist.data.imports import imported
 from cpt_dist.data.instructions import Instructions, instruction_fates, instructions_of
@@ -80,11 +81,16 @@ class _Task:
                 **vars(self.rules),
                 **self._import_settings(),
                 **(self.instructions.settings if self.instructions else {}),
+                **self.columns().settings,
                 "shard_tokens": self.shard_tokens,
                 "inputs": {state.file: {"bytes": state.bytes, "xxh3": state.checksum} for state in states},
                 "deduplicated_against": against,
             },
         }
+
+    def columns(self) -> Columns:
+        """The columns of scores and label, empty as yet."""
+        return Columns(self.name, self.config.score_fields, self.config.label_field)
 
     def _import_settings(self) -> dict[str, Any]:
         if self.config.import_format is None:
@@ -253,13 +259,14 @@ def _begin(task: _Task, against: dict[str, str]) -> Journal:
 def _prepare_source(task: _Task, against: dict[str, str], seen: set[bytes], display: PrepareDisplay) -> PreparedSource:
     display.begin(task.name, task.inputs)
     journal = _begin(task, against)
-    counts, start = Counts(), (0, 0)
+    counts, columns, start = Counts(), task.columns(), (0, 0)
     if journal.parts:
         files = _files(journal.parts)
         seen |= recorded_ids(task.folder, task.name, files["shards"], files["held_out"])
         counts, start = Counts(**journal.parts[-1]["counts"]), tuple(journal.parts[-1]["next"])
+        columns.restore(journal.parts[-1])
     display.resumed(counts, start)
-    _write_parts(task, journal, counts, _stream(task, seen, start), display.advance)
+    _write_parts(task, journal, counts, columns, _stream(task, seen, start), display.advance)
     if counts.kept == 0:
         shutil.rmtree(task.folder)
         reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.dropped.items())) or "none"
@@ -268,21 +275,27 @@ def _prepare_source(task: _Task, against: dict[str, str], seen: set[bytes], disp
             f"dropped: {reasons}); check data.sources.{task.name}.raw and text_field, data.min_bytes and "
             "data.held_out_fraction"
         )
-    return PreparedSource(task.folder, _finish(task, journal, counts, against), was_complete=False)
+    return PreparedSource(task.folder, _finish(task, journal, counts, columns), was_complete=False)
 
 
 def _stream(task: _Task, seen: set[bytes], start: Any) -> Iterator[list[Fate]]:
     if task.config.import_format:
         return imported(task.inputs, task.config.import_column, task.rules, task.tokenizer, seen, start)
+    others = task.columns().fields
     if task.instructions:
-        return batches(instruction_fates(task.inputs, task.instructions, task.rules, seen, start))
-    return batches(fates(task.inputs, task.rules, seen, start))
+        return batches(instruction_fates(task.inputs, task.instructions, task.rules, seen, start, others))
+    return batches(fates(task.inputs, task.rules, seen, start, others))
 
 
 def _write_parts(
-    task: _Task, journal: Journal, counts: Counts, stream: Any, advance: Callable[[Counts, Fate], None]
+    task: _Task,
+    journal: Journal,
+    counts: Counts,
+    columns: Columns,
+    stream: Any,
+    advance: Callable[[Counts, Fate], None],
 ) -> None:
-    """Tokenise batches of fates and close a part at each `shard_tokens`; `counts` follows record by record."""
+    """Tokenise batches of fates and close a part at each `shard_tokens`; `counts`, `columns` go record by record."""
     part = Part(task.tokenizer.dtype)
     fate = None
     for batch in stream:
@@ -293,17 +306,18 @@ def _write_parts(
             if fate.held_out:
                 part.hold_out(fate.document)
             elif fate.document:
-                part.add(fate.document, next(token_ids) if fate.tokens is None else fate.tokens, fate.targets)
+                tokens = next(token_ids) if fate.tokens is None else fate.tokens
+                part.add(fate.document, tokens, fate.targets, columns=columns.values(fate.values))
                 counts.tokens += len(part.tokens[-1])
             if part.num_tokens >= task.shard_tokens or part.held_out_bytes >= HELD_OUT_PART_BYTES:
-                _close_part(task, journal, part, counts, fate)
+                _close_part(task, journal, part, counts, columns, fate)
                 part = Part(task.tokenizer.dtype)
         advance(counts, batch[-1])
     if fate is not None and (part.documents or part.held_out):
-        _close_part(task, journal, part, counts, fate)
+        _close_part(task, journal, part, counts, columns, fate)
 
 
-def _close_part(task: _Task, journal: Journal, part: Part, counts: Counts, last: Fate) -> None:
+def _close_part(task: _Task, journal: Journal, part: Part, counts: Counts, columns: Columns, last: Fate) -> None:
     files = _files(journal.parts)
     line: dict[str, Any] = {"shard": None, "held_out": None, "provenance": None}
     if part.held_out:
@@ -314,15 +328,17 @@ def _close_part(task: _Task, journal: Journal, part: Part, counts: Counts, last:
         path = task.folder / f"provenance-{number}.parquet"
         line["provenance"] = write_provenance(path, part, task.name, task.config.licence, task.config.language)
         line["shard"] = write_shard(task.folder / f"shard-{number}.safetensors", part)
-    journal.add({**line, "next": [last.next_input, last.next_record], "counts": counts.as_json()})
+    line |= {"next": [last.next_input, last.next_record], "counts": counts.as_json(), **columns.state()}
+    journal.add(line)
 
 
-def _finish(task: _Task, journal: Journal, counts: Counts, against: dict[str, str]) -> dict[str, Any]:
+def _finish(task: _Task, journal: Journal, counts: Counts, columns: Columns) -> dict[str, Any]:
     assert journal.header is not None
     manifest = {key: value for key, value in journal.header.items() if key != "times"}
     number = counts.as_json()
     manifest["counts"] = {key: number[key] for key in ("read", "kept", "held_out", "dropped", "repaired_utf8")}
     manifest.update(tokens=counts.tokens, documents=counts.kept, text_bytes=counts.bytes, **_files(journal.parts))
+    manifest.update(columns.manifest())
     manifest["fingerprint"] = fingerprint(manifest)
     write_json(task.folder / MANIFEST, manifest)
     return manifest

@@ -19,7 +19,7 @@ from cpt_dist.data.remote import RemoteFolder
 from cpt_dist.data.shard_cache import CachedFile
 from cpt_dist.errors import UserError
 
-DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64}
+DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "F16": np.float16}
 
 
 _FEWEST_BLOCKS = 8

@@ -7,7 +7,7 @@ documents alone, so that writing a part again after a crash gives the same files
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 import zstandard
 
+from cpt_dist.data.columns import arrays
 from cpt_dist.data.shards import FORMAT
 from cpt_dist.files import atomic_write
 
@@ -43,15 +44,27 @@ class Part:
     documents: list[Document] = field(default_factory=list)
     """Training documents; their text is dropped, their tokens are in `tokens`."""
     tokens: list[np.ndarray] = field(default_factory=list)
+    columns: list[Mapping[str, float | int]] = field(default_factory=list)
+    """Scores and label of each training document (`columns.py`)."""
     held_out: list[Document] = field(default_factory=list)
     num_tokens: int = 0
     held_out_bytes: int = 0
     loss_spans: list[tuple[int, int]] = field(default_factory=list)
     """Instruction data: the tokens [start, stop) of the part that are to be predicted."""
 
-    def add(self, document: Document, token_ids: Sequence[int], targets: Sequence[tuple[int, int]] = ()) -> None:
-        """Add a training document with its tokens, separator included; `targets` of instruction data: the spans of
-        these tokens that are to be predicted."""
+    def add(
+        self,
+        document: Document,
+        token_ids: Sequence[int],
+        targets: Sequence[tuple[int, int]] = (),
+        *,
+        columns: Mapping[str, float | int] | None = None,
+    ) -> None:
+        """Add a training document with its tokens, separator included, and its value in each column.
+
+        `targets` of instruction data are the spans of these tokens that are to be predicted.
+        """
+        self.columns.append(columns or {})
         self.loss_spans += [(self.num_tokens + start, self.num_tokens + stop) for start, stop in targets]
         self.documents.append(
             Document(document.id, "", document.num_bytes, document.file, document.record, document.byte)
@@ -85,6 +98,7 @@ def write_shard(path: Path, part: Part) -> dict[str, Any]:
             "doc_id": np.frombuffer(b"".join(d.id for d in part.documents), dtype=np.uint8).reshape(-1, 16),
             "doc_bytes": np.array([d.num_bytes for d in part.documents], dtype=np.uint32),
             **spans,
+            **arrays(part.columns),
         },
         metadata={"format": FORMAT},
     )
@@ -117,7 +131,8 @@ def write_held_out(path: Path, part: Part, source: str) -> dict[str, Any]:
 def write_provenance(path: Path, part: Part, source: str, licence: str, language: str) -> dict[str, Any]:
     """Write where each training document of `part` is from (Parquet); returns the file's entry in the manifest.
 
-    Columns: doc_id (hex), source, file, record, byte (null where unknown), licence, language, tokens, bytes.
+    Columns: doc_id (hex), source, file, record, byte (null where unknown), licence, language, tokens, bytes, and those
+    of scores and labels as they are in the shard.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -134,6 +149,7 @@ def write_provenance(path: Path, part: Part, source: str, licence: str, language
             "language": pa.array([language] * same, pa.string()),
             "tokens": pa.array([len(tokens) for tokens in part.tokens], pa.int64()),
             "bytes": pa.array([d.num_bytes for d in documents], pa.int64()),
+            **{name: pa.array(values) for name, values in arrays(part.columns).items()},
         }
     )
     buffer = pa.BufferOutputStream()

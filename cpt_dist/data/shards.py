@@ -163,6 +163,13 @@ class Source:
         """uint32 [num_documents]: UTF-8 bytes of each document's normalised text."""
         return self._shards[shard].read("doc_bytes", 0, self._shards[shard].entry["documents"])
 
+    def column(self, shard: int, name: str) -> np.ndarray | None:
+        """A column of scores (float16) or labels (uint16), [num_documents], as `columns.py` names it; None: no such."""
+        self._shards[shard].open()
+        if name not in self._shards[shard].sections:
+            return None
+        return self._shards[shard].read(name, 0, self._shards[shard].entry["documents"])
+
     def documents(self, shard: int) -> np.ndarray | None:
         """None: all documents of the shard belong to the source (`packing.RowSource`)."""
         return None

@@ -106,4 +106,6 @@ def stage_differences(saved: dict[str, Any], now: dict[str, Any] | None) -> list
 
 def _plain(share: Any) -> Any:
     """A share as JSON gives it back (tuples become lists), so that a saved one compares equal."""
+    if isinstance(share, Mapping):
+        return {name: _plain(value) for name, value in share.items()}
     return [_plain(point) for point in share] if isinstance(share, (list, tuple)) else share

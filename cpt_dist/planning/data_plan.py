@@ -18,6 +18,8 @@ from cpt_dist.data.plans import make_plan
 from cpt_dist.data.remote import source_folder
 from cpt_dist.data.run_order import sample_order
 from cpt_dist.data.shards import Source, read_manifest, tokenizer_fingerprint
+from cpt_dist.data.view_names import by_source, parse_view, parted, source_of, with_strata
+from cpt_dist.data.views import views_of
 from cpt_dist.errors import UserError
 from cpt_dist.schedules import learning_rate, stage_schedules
 
@@ -36,9 +38,9 @@ def plan_data(config: CptConfig) -> dict[str, Any]:
     Raises UserError with every source that is not complete or was made with another tokenizer than `data.tokenizer`
     (which is compared where that folder is on this machine), and what the sample order refuses.
     """
-    sources = _open_manifests(config)
-    order = sample_order(config, sources)
-    by_name = {source.name: source for source in sources}
+    views = views_of(_open_manifests(config), config.data.sources)
+    order = sample_order(config, views)
+    by_name = {view.name: view for view in views}
     stages = [_stage(config, order, by_name, index) for index in range(len(order.stages))]
     return {
         "kind": "data",
@@ -49,9 +51,12 @@ def plan_data(config: CptConfig) -> dict[str, Any]:
             "samples": order.num_samples,
             "tokens": sum(s["tokens"] for stage in stages for s in stage["sources"].values()),
         },
-        "sources": {name: _source(source, order, stages) for name, source in by_name.items()},
+        "sources": {
+            name: _source(name, [view for view in views if source_of(view.name) == name], order, stages)
+            for name in dict.fromkeys(source_of(view.name) for view in views)
+        },
         "stages": stages,
-        "warnings": _warnings(config, by_name, stages),
+        "warnings": _warnings(config, views, stages),
     }
 
 
@@ -82,21 +87,44 @@ def _open_manifests(config: CptConfig) -> list[Source]:
     return sources
 
 
-def _source(source: Source, order: SampleOrder, stages: list[dict[str, Any]]) -> dict[str, Any]:
-    tokens_read = sum(stage["sources"][source.name]["tokens"] for stage in stages if source.name in stage["sources"])
+def _source(name: str, views: list[Source], order: SampleOrder, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """A source, with its strata and generations beneath where it has them."""
+    parts = {view.name: _view(view, order, stages) for view in views}
+    tokens_read = sum(stage["sources"][name]["tokens"] for stage in stages if name in stage["sources"])
+    tokens = sum(part["tokens"] for part in parts.values())
+    generations = {parse_view(view.name).generation: view for view in views}.values()
     return {
-        "role": source.role,
-        "licence": source.manifest["licence"],
-        "shards": len(source.shard_tokens),
-        "documents": source.num_documents,
-        "tokens": source.num_tokens,
-        "held_out_documents": source.manifest["counts"]["held_out"],
+        "role": views[0].role,
+        "licence": views[0].manifest["licence"],
+        "shards": sum(len(view.shard_tokens) for view in generations),
+        "documents": sum(part["documents"] for part in parts.values()),
+        "tokens": tokens,
+        "held_out_documents": sum(view.manifest["counts"]["held_out"] for view in generations),
         "tokens_read": tokens_read,
-        "epochs": tokens_read / max(1, source.num_tokens),
-        "epochs_by_seq_len": {
-            str(length): done for length, done in order.epochs(order.num_samples)[source.name].items()
-        },
+        "epochs": tokens_read / max(1, tokens),
+        "epochs_by_seq_len": order.source_epochs(name, order.num_samples),
+        **({} if list(parts) == [name] else {"strata": parts}),
     }
+
+
+def _view(view: Source, order: SampleOrder, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    found = [_view_of_stage(stage, view.name) for stage in stages]
+    tokens, tokens_read = view.num_tokens, sum(one["tokens"] for one in found if one is not None)
+    epochs = order.epochs(order.num_samples)[view.name]
+    return {
+        "documents": view.num_documents,
+        "tokens": tokens,
+        "tokens_read": tokens_read,
+        "epochs": tokens_read / max(1, tokens),
+        "epochs_by_seq_len": {str(length): done for length, done in epochs.items()},
+    }
+
+
+def _view_of_stage(stage: dict[str, Any], view: str) -> dict[str, Any] | None:
+    """What a stage reads of a stratum, or of a source without; None where it doesn't read it."""
+    source: dict[str, Any] = stage["sources"].get(source_of(view), {})
+    found: dict[str, Any] | None = source.get("strata", {source_of(view): source} if source else {}).get(view)
+    return found
 
 
 def _stage(config: CptConfig, order: SampleOrder, sources: dict[str, Source], index: int) -> dict[str, Any]:
@@ -112,7 +140,7 @@ def _stage(config: CptConfig, order: SampleOrder, sources: dict[str, Source], in
     before = sum(earlier.num_steps for earlier in order.stages[:index])
     read = {}
     for number, name in enumerate(order.source_names):
-        if name not in plan.mixture:
+        if source_of(name) not in plan.mixture:
             continue
         so_far = order.epochs(end)[name][plan.seq_len]
         packing = packing_summary(sources[name], plan.seq_len)
@@ -136,13 +164,27 @@ def _stage(config: CptConfig, order: SampleOrder, sources: dict[str, Source], in
         "quota_error_samples": order.error_bound(index),
         "schedule": schedule.name,
         "warmup_steps": schedule.warmup * plan.num_steps,
-        "sources": read,
+        "sources": _with_strata(order, read, plan.seq_len, end),
         "timeline": _timeline(order, index, lambda progress: learning_rate(schedule, progress)),
         "learning_rates": [
             [before + step, learning_rate(schedule, step / plan.num_steps)]
             for step in sorted({1 + (plan.num_steps - 1) * at // (NUM_RATES - 1) for at in range(NUM_RATES)})
         ],
     }
+
+
+def _with_strata(order: SampleOrder, read: dict[str, Any], seq_len: int, end: int) -> dict[str, Any]:
+    """What a stage reads of each source; means and epochs of one with strata are those of all its rows."""
+    result = with_strata(read)
+    for name, record in result.items():
+        if "strata" not in record:
+            continue
+        views, rows = record["strata"].values(), max(1, record["rows"])
+        for key in ("mean_row_tokens", "unseen_share"):
+            record[key] = sum(view[key] * view["rows"] for view in views) / rows
+        record["epochs"] = record["samples"] / rows
+        record["epochs_so_far"] = order.source_epochs(name, end)[str(seq_len)]
+    return result
 
 
 def packing_summary(source: Source, seq_len: int) -> dict[str, Any]:
@@ -170,26 +212,33 @@ def _timeline(order: SampleOrder, index: int, rate: Callable[[float], float]) ->
     planned = [order.planned_tokens(start + step * plan.batch_samples) for step in steps]
     points = []
     for point in range(num_points):
-        span = {name: planned[point + 1][name] - planned[point][name] for name in sorted(plan.mixture)}
+        members = order.layout.members(plan.mixture)
+        span = {name: planned[point + 1][name] - planned[point][name] for name in members}
         total = sum(span.values())
+        shares = {name: value / total for name, value in span.items()}
+        strata = {name: shares[name] for name in parted(members)}
         points.append(
             {
                 "progress": [steps[point] / plan.num_steps, steps[point + 1] / plan.num_steps],
                 "steps": [before_stage + steps[point] + 1, before_stage + steps[point + 1]],
                 "learning_rate": rate(steps[point + 1] / plan.num_steps),
-                "shares": {name: value / total for name, value in span.items()},
+                "shares": by_source(shares),
+                **({"strata": strata} if strata else {}),
             }
         )
     return points
 
 
-def _warnings(config: CptConfig, sources: dict[str, Source], stages: list[dict[str, Any]]) -> list[str]:
-    found = []
-    for name in config.data.sources:
-        if name not in sources:
-            found.append(f"source '{name}' is never read: no stage's mixture names it")
-            continue
-        readings = [(stage, stage["sources"][name]) for stage in stages if name in stage["sources"]]
+def _warnings(config: CptConfig, views: list[Source], stages: list[dict[str, Any]]) -> list[str]:
+    names = [source_of(view.name) for view in views]
+    found = [
+        f"source '{name}' is never read: no stage's mixture names it"
+        for name in config.data.sources
+        if name not in names
+    ]
+    for view in views:
+        name = view.name
+        readings = [(stage, read) for stage in stages if (read := _view_of_stage(stage, name)) is not None]
         if not any(reading["samples"] for _, reading in readings):
             found.append(f"source '{name}' is never read: its shares give it no sample")
         for length in sorted({stage["seq_len"] for stage, _ in readings}):
@@ -206,7 +255,8 @@ def _warnings(config: CptConfig, sources: dict[str, Source], stages: list[dict[s
                     f"source '{name}' has rows of {short['mean_row_tokens']:.0f} tokens on average at seq_len "
                     f"{length}, as its shards are small; prepare it with a larger data.shard_tokens"
                 )
-        if sources[name].manifest["counts"]["held_out"] == 0:
+    for name in dict.fromkeys(names):
+        if not any(view.manifest["counts"]["held_out"] for view in views if source_of(view.name) == name):
             found.append(f"source '{name}' has no held-out documents: what is gained or forgotten on it stays unknown")
     for stage in stages:
         if 0 < stage["warmup_steps"] < 1:

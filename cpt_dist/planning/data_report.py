@@ -93,6 +93,9 @@ def print_data_plan(plan: dict[str, Any], console: Console) -> None:
         keys = ("shards", "documents", "held_out_documents", "tokens", "tokens_read")
         words = [Text(name), source["role"], Text(source["licence"])]
         table.add_row(*words, *[f"{source[key]:,}" for key in keys], f"{source['epochs']:.3g}")
+        for stratum, part in source.get("strata", {}).items():
+            counts = ["", f"{part['documents']:,}", "", *[f"{part[key]:,}" for key in ("tokens", "tokens_read")]]
+            table.add_row(Text(f"  {stratum}"), "", "", *counts, f"{part['epochs']:.3g}")
     console.print(table)
     for stage in plan["stages"]:
         _print_stage(plan, stage, console)
@@ -108,7 +111,10 @@ def _print_stage(plan: dict[str, Any], stage: dict[str, Any], console: Console) 
     )
     numbers = ["rows", "samples", "tokens", "share", "asked", "epochs", "unseen", "padding", "left out", "cuts at most"]
     table = _table(title, ["source"], numbers)
-    for name, read in stage["sources"].items():
+    records = []
+    for name, record in stage["sources"].items():
+        records += [(name, record), *((f"  {view}", part) for view, part in record.get("strata", {}).items())]
+    for name, read in records:
         table.add_row(
             Text(name),
             *[f"{read[key]:,}" for key in ("rows", "samples", "tokens")],

@@ -1,14 +1,16 @@
-"""What was read, source by source, held against the plan at every checkpoint.
+"""What was read, source by source and stratum by stratum, held against the plan at every checkpoint.
 
-The plan says how many samples each source gives up to any n; the batches say how many rows of each source went through
+The plan says how many samples each of them gives up to any n; the batches say how many rows and tokens went through
 the model. The two are counted in different places, so a slip in order, loader or ranks cannot stay unseen. Nothing is
 corrected here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from cpt_dist.data.view_names import source_of
 from cpt_dist.training.run import Run
 
 
@@ -17,31 +19,74 @@ class AccountingError(RuntimeError):
 
 
 def checked_accounts(run: Run) -> dict[str, dict[str, Any]]:
-    """Source -> samples planned (as the shares ask, a fraction) and realised, tokens realised, what was
-    skipped because it was taken down, and epochs by seq_len.
+    """Source -> what was planned and what was read of it; the same on every rank.
 
-    The same on every rank. Raises AccountingError, before the checkpoint is written, with each source whose realised
-    samples differ from the order's count.
+    Planned is what the shares ask for, a fraction: `planned_samples`, `planned_tokens`, `planned_padding`. Read are
+    `samples`, `tokens`, `loss_tokens` (those that were predicted; None where an older checkpoint didn't count them),
+    `padding` (tokens by which rows were shorter than seq_len; they were not computed), what was skipped because it was
+    taken down, and `epochs` by seq_len. A source with strata or generations has them beneath, under `strata`, and their
+    sums. Raises AccountingError, before the checkpoint is written, with each whose samples differ from the order's
+    count or whose tokens are none that such rows can hold.
     """
-    expected = run.order.counts(run.position).tolist()
-    names = run.order.source_names
+    _check(run)
+    order, totals, n = run.order, run.totals, run.position
+    asked, full = order.planned_samples(n).tolist(), order.tokens_of_full_rows(n).tolist()
+    full_asked = order.tokens_of_full_rows(n, planned=True).tolist()
+    tokens_asked, epochs = order.planned_tokens(n), order.epochs(n)
+    loss_tokens: Sequence[int | None] = totals.target_tokens_by_source or [None] * len(order.source_names)
+    views = {
+        name: {
+            "planned_samples": asked[number],
+            "samples": totals.samples_by_source[number],
+            "planned_tokens": tokens_asked[name],
+            "tokens": totals.input_tokens_by_source[number],
+            "loss_tokens": loss_tokens[number],
+            "planned_padding": full_asked[number] - tokens_asked[name],
+            "padding": int(full[number])
+            - totals.input_tokens_by_source[number]
+            - totals.skipped_tokens_by_source[number],
+            "skipped_pieces": totals.skipped_pieces_by_source[number],
+            "skipped_tokens": totals.skipped_tokens_by_source[number],
+            "epochs": {str(length): done for length, done in epochs[name].items()},
+        }
+        for number, name in enumerate(order.source_names)
+    }
+    return {
+        source: _source_account(run, source, {name: views[name] for name in views if source_of(name) == source})
+        for source in dict.fromkeys(source_of(name) for name in views)
+    }
+
+
+def _source_account(run: Run, source: str, views: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    if list(views) == [source]:
+        return views[source]
+    result: dict[str, Any] = {}
+    for key in next(iter(views.values())):
+        values = [view[key] for view in views.values()]
+        if key != "epochs":
+            result[key] = None if None in values else sum(values)
+    return {**result, "epochs": run.order.source_epochs(source, run.position), "strata": views}
+
+
+def _check(run: Run) -> None:
+    order, totals, n = run.order, run.totals, run.position
+    full = order.tokens_of_full_rows(n).tolist()
     wrong = [
         f"source '{name}': {read} samples were read in {run.step} steps, but the plan has {planned}"
-        for name, read, planned in zip(names, run.totals.samples_by_source, expected, strict=True)
+        for name, read, planned in zip(
+            order.source_names, totals.samples_by_source, order.counts(n).tolist(), strict=True
+        )
         if read != planned
     ]
+    for number, name in enumerate(order.source_names):
+        tokens = totals.input_tokens_by_source[number]
+        predicted = totals.target_tokens_by_source[number] if totals.target_tokens_by_source else 0
+        skipped = totals.skipped_tokens_by_source[number]
+        if not predicted <= tokens <= full[number] - skipped:
+            wrong.append(
+                f"source '{name}': {tokens} tokens, {predicted} of them predicted, and {skipped} skipped ones were "
+                f"read in rows that hold {int(full[number])}"
+            )
     if wrong:
         last = run.store.steps()
         raise AccountingError(f"{'; '.join(wrong)}. No checkpoint is made from this; checkpoints before it: {last}")
-    asked, epochs = run.order.planned_samples(run.position).tolist(), run.order.epochs(run.position)
-    return {
-        name: {
-            "planned_samples": asked[number],
-            "samples": run.totals.samples_by_source[number],
-            "tokens": run.totals.input_tokens_by_source[number],
-            "skipped_pieces": run.totals.skipped_pieces_by_source[number],
-            "skipped_tokens": run.totals.skipped_tokens_by_source[number],
-            "epochs": {str(length): done for length, done in epochs[name].items()},
-        }
-        for number, name in enumerate(names)
-    }

@@ -15,6 +15,7 @@ import numpy as np
 
 from cpt_dist.data.ledger_entry import LedgerEntry, write_ledger
 from cpt_dist.data.run_order import sample_order
+from cpt_dist.data.view_names import source_of
 from cpt_dist.errors import UserError
 from cpt_dist.evaluation import statistics
 from cpt_dist.evaluation.bits_per_byte import DocumentScores
@@ -50,15 +51,19 @@ class AdaptiveReplay:
         replay = run.config.replay
         if run.step == 0 or run.finished:  # step 0: a run that was killed before its first checkpoint begins again
             return None
-        last_step = run.order.ledger[-1].evidence["step"] if run.order.ledger else None
+        steps = [entry.evidence["step"] for entry in run.order.ledger if "step" in entry.evidence]
+        last_step = steps[-1] if steps else None
         if last_step is not None and last_step >= run.step:
             return None
         stage = run.order.stage_of(run.position)
         n_start = run.position + replay.effect_steps * run.order.stages[stage].batch_samples
         if n_start >= run.order.stage_starts[stage + 1]:
             return None
-        shares = run.order.shares(n_start)
-        replay_sources = [source.name for source in run.sources if source.role == "replay" and source.name in shares]
+        if run.order.ledger and run.order.ledger[-1].n_start >= n_start:
+            return None  # a generation enters there or later, and entries rise
+        shares = run.order.source_shares(n_start)
+        roles = {source_of(source.name): source.role for source in run.sources}
+        replay_sources = [name for name in shares if roles[name] == "replay"]
         if not replay_sources or len(replay_sources) == len(shares):
             return None
         rises = {name: self._rise(run, name, scores[name]) for name in shares if name in scores}

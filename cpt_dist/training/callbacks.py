@@ -81,6 +81,7 @@ class Checkpoints(Callback):
             "position": run.position,
             "optimizer_steps": run.step,
             "order": run.order.state(run.position),
+            "sources": run.order.source_names,
             "totals": vars(run.totals),
             "engine": run.engine.name,
             "world_size": run.world.size,

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from cpt_dist.config import parse_quantity
-from cpt_dist.data.remote import source_folder
-from cpt_dist.data.shards import read_held_out
+from cpt_dist.data.ledger_entry import generations_of
+from cpt_dist.data.view_names import source_of
+from cpt_dist.data.views import held_out_of
 from cpt_dist.evaluation.bits_per_byte import DocumentScores, score_documents
 from cpt_dist.evaluation.documents import DocumentEncoder, choose_texts
 from cpt_dist.training.run import Run
@@ -25,11 +26,12 @@ class HeldOut:
         self._encoder = DocumentEncoder(config.data.tokenizer, config.data.separator)
         budget = parse_quantity(config.evaluation.max_tokens, "evaluation.max_tokens")
         self._texts = {}
-        for source in run.sources:
-            documents = read_held_out(source_folder(config.data, source.name))
-            texts = choose_texts(documents, self._encoder, budget)
+        # Those of a generation that came on the way would change what is measured from there on.
+        late = generations_of(run.order.ledger)
+        for name in dict.fromkeys(source_of(source.name) for source in run.sources):
+            texts = choose_texts(held_out_of(run.sources, name, but=late), self._encoder, budget)
             if texts:
-                self._texts[source.name] = texts
+                self._texts[name] = texts
 
     def scores(self, run: Run) -> dict[str, DocumentScores]:
         """Source name -> scores of its documents; the same on every rank."""

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from cpt_kernels import chosen
 
+from cpt_dist.data.view_names import by_source, parted
 from cpt_dist.errors import UserError
 from cpt_dist.training.callback import Callback
 from cpt_dist.training.run import Run, StepResult
@@ -22,18 +24,17 @@ def step_record(run: Run, result: StepResult, tokens_per_second: float, peak_flo
     names = [source.name for source in run.sources]
     stage = next(stage for stage in run.config.stages if stage.name == result.stage)
     flops = run.engine.model.flops_per_token(stage.seq_len) * tokens_per_second
-    losses = {
-        name: nll / targets
-        for name, nll, targets in zip(names, result.nll_by_source, result.target_tokens_by_source, strict=True)
-        if targets
-    }
+    nll: dict[str, float] = dict(zip(names, result.nll_by_source, strict=True))
+    targets: dict[str, int] = dict(zip(names, result.target_tokens_by_source, strict=True))
+    planned = run.order.planned_tokens(run.position)
+    realised = dict(zip(names, run.totals.input_tokens_by_source, strict=True))
     return {
         "kind": "step",
         "step": result.step,
         "stage": result.stage,
         "samples": run.position,
         "loss": result.loss,
-        "loss_by_source": losses,
+        "loss_by_source": _losses(by_source(nll), by_source(targets)),
         "lr": result.learning_rate,
         "grad_norm": result.grad_norm,
         "tokens": run.totals.input_tokens,
@@ -43,8 +44,9 @@ def step_record(run: Run, result: StepResult, tokens_per_second: float, peak_flo
         "mfu": flops / (peak_flops * run.world.size),
         "data_wait_share": result.data_wait_seconds / result.seconds,
         "memory_bytes": resident_bytes(run.world.device),
-        "planned_tokens": run.order.planned_tokens(run.position),
-        "realised_tokens": dict(zip(names, run.totals.input_tokens_by_source, strict=True)),
+        "planned_tokens": by_source(planned),
+        "realised_tokens": by_source(realised),
+        **_strata(names, _losses(nll, targets), planned, realised),
         **_skipped(run),
         "time": time.time(),
     }
@@ -59,6 +61,21 @@ def _skipped(run: Run) -> dict[str, int]:
         "skipped_pieces": sum(totals.skipped_pieces_by_source),
         "skipped_tokens": sum(totals.skipped_tokens_by_source),
     }
+
+
+def _losses(nll: Mapping[str, float], targets: Mapping[str, float]) -> dict[str, float]:
+    return {name: nll[name] / number for name, number in targets.items() if number}
+
+
+def _strata(
+    names: list[str], losses: Mapping[str, float], planned: Mapping[str, float], realised: Mapping[str, int]
+) -> dict[str, Any]:
+    """The numbers of strata and generations, each under its name; nothing where no source has them."""
+    strata = {
+        name: {"loss": losses.get(name), "planned_tokens": planned[name], "realised_tokens": realised[name]}
+        for name in parted(names)
+    }
+    return {"strata": strata} if strata else {}
 
 
 class MetricsWriter(Callback):

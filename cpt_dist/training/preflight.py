@@ -5,21 +5,25 @@ It imports nothing heavy, so a mistake is reported at once. It computes nothing.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
+from typing import Any
 
 from cpt_dist.config import CptConfig
 from cpt_dist.data.remote import source_folder
-from cpt_dist.data.run_order import sample_order
 from cpt_dist.data.shard_cache import check_cache_holds
 from cpt_dist.data.shards import Source, tokenizer_fingerprint
 from cpt_dist.data.take_down import read_list
+from cpt_dist.data.views import views_of
 from cpt_dist.errors import UserError
 from cpt_dist.model.folder import check_model_folder, check_seq_len
+from cpt_dist.run_directory import RunDirectory
+from cpt_dist.training.growth import sources_and_order
 
 
 def open_sources(config: CptConfig) -> list[Source]:
-    """The prepared sources that the stages read, in the order of `data.sources`."""
+    """What the stages read: the prepared sources in the order of `data.sources`, each as its strata and generations."""
     used = {name for stage in config.stages for name in stage.mixture}
     expected = tokenizer_fingerprint(config.data.tokenizer)
     problems: list[str] = []
@@ -33,7 +37,17 @@ def open_sources(config: CptConfig) -> list[Source]:
     if problems:
         raise UserError(problems)
     check_cache_holds(config.data, {source.name: source.remote_files for source in sources})
-    return sources
+    return views_of(sources, config.data.sources)
+
+
+def _newest_trainer(config: CptConfig) -> dict[str, Any] | None:
+    """trainer.json of the newest checkpoint; None where there is none to read (`set_up` says what is wrong with it)."""
+    found = sorted(RunDirectory(config.run_dir).checkpoints.glob("step-*/trainer.json"))
+    try:
+        trainer: dict[str, Any] | None = json.loads(found[-1].read_bytes()) if found else None
+    except (OSError, ValueError):
+        return None
+    return trainer if trainer and "order" in trainer else None
 
 
 def check_files(config: CptConfig) -> None:
@@ -48,7 +62,7 @@ def check_files(config: CptConfig) -> None:
             problems.extend(error.problems)
 
     def check_order() -> None:
-        order = sample_order(config, open_sources(config))
+        _, order, _ = sources_and_order(config, open_sources(config), _newest_trainer(config))
         for stage in order.stages:
             stage.check_world_size(world_size)
 

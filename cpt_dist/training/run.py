@@ -93,17 +93,21 @@ class Totals:
     skipped_pieces_by_source: list[int]
     """Pieces left out of those rows because their documents were taken down."""
     skipped_tokens_by_source: list[int]
+    target_tokens_by_source: list[int] | None = None
+    """None after a checkpoint of a version that didn't count them."""
     target_tokens: int = 0
     seconds: float = 0.0
 
     @classmethod
     def zero(cls, num_sources: int) -> Totals:
         """The counters at the start of a run."""
-        return cls(*([0] * num_sources for _ in range(4)))  # type: ignore[arg-type]
+        return cls(*([0] * num_sources for _ in range(5)))  # type: ignore[arg-type]
 
     def add(self, result: StepResult) -> None:
         """Count a step."""
         for name in [name for name in vars(self) if name.endswith("_by_source")]:
+            if getattr(self, name) is None:
+                continue
             pairs = zip(getattr(self, name), getattr(result, name), strict=True)
             setattr(self, name, [total + new for total, new in pairs])
         self.target_tokens += result.target_tokens

@@ -16,10 +16,9 @@ from transformers.utils.logging import disable_progress_bar
 import cpt_dist
 from cpt_dist.checkpoint.open_store import checkpoint_store
 from cpt_dist.checkpoint.saver import Saver
-from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.config import CptConfig
-from cpt_dist.data.order import SampleOrder
-from cpt_dist.data.run_order import sample_order
+from cpt_dist.data.ledger_entry import LedgerEntry, write_ledger
+from cpt_dist.data.view_names import source_of
 from cpt_dist.engine.build import build_engine
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.precision import resolve_precision
@@ -27,6 +26,7 @@ from cpt_dist.model.load import load_model
 from cpt_dist.model.model_files import copy_model_files
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.training.callbacks import default_callbacks
+from cpt_dist.training.growth import saved_views, sources_and_order
 from cpt_dist.training.preflight import open_sources
 from cpt_dist.training.run import Run, Totals
 from cpt_dist.training.take_down import take_down
@@ -36,13 +36,15 @@ def set_up(config: CptConfig, world: World) -> Run:
     """A run ready for `fit`, at sample 0 or where the newest checkpoint of its run directory left it."""
     torch.manual_seed(config.seed)
     directory = RunDirectory(config.run_dir)
-    sources = open_sources(config)
-    order = sample_order(config, sources)
     store = checkpoint_store(config)
     if world.is_first:
         store.tidy()
     world.barrier()
-    step = _step_to_resume(config, store, order, directory)
+    step = store.newest_whole(config.checkpoint.on_damage, config.checkpoint.verify)
+    saved = store.trainer(step) if step is not None else None
+    sources, order, grown = sources_and_order(config, open_sources(config), saved)
+    if grown is not None and world.is_first:
+        write_ledger(directory.ledger, order.ledger)
     dtype, reason = resolve_precision(config.engine.precision, world.device)
     if not (world.is_first and sys.stderr.isatty()):
         disable_progress_bar()
@@ -64,21 +66,12 @@ def set_up(config: CptConfig, world: World) -> Run:
         directory.keep_order(order.identity)
         if not directory.model_files.exists():
             copy_model_files(config.model.path, directory.model_files, config.data.tokenizer)
-    _announce(run, reason, step)
+    _announce(run, reason, step, grown)
     if step is not None:
         resume(run, step)
     take_down(run)
     run.callbacks = default_callbacks(run)
     return run
-
-
-def _step_to_resume(
-    config: CptConfig, store: CheckpointStore, order: SampleOrder, directory: RunDirectory
-) -> int | None:
-    step = store.newest_whole(config.checkpoint.on_damage, config.checkpoint.verify)
-    if step is not None:
-        order.check(store.trainer(step)["order"], directory.read_order())
-    return step
 
 
 def resume(run: Run, step: int) -> None:
@@ -91,12 +84,22 @@ def resume(run: Run, step: int) -> None:
     # A checkpoint of a version that didn't count samples was made by the same order, so they are what it says; one of
     # a version without take-downs has skipped nothing.
     nothing = [0] * len(run.order.source_names)
-    before = {"samples_by_source": run.order.counts(run.position).tolist()}
+    before = {"samples_by_source": run.order.counts(run.position).tolist(), "target_tokens_by_source": None}
     before |= {"skipped_pieces_by_source": nothing, "skipped_tokens_by_source": nothing}
-    run.totals = Totals(**{**before, **trainer["totals"]})
+    names = saved_views(trainer) or run.order.source_names
+    run.totals = Totals(**before | _by_present_source(trainer["totals"], names, run.order.source_names))
 
 
-def _announce(run: Run, precision_reason: str, resumed_step: int | None) -> None:
+def _by_present_source(totals: dict[str, Any], saved: list[str], present: list[str]) -> dict[str, Any]:
+    """Saved counters, [source] in the order of `saved`, in that of `present`: a new generation begins with 0."""
+    result = {}
+    for key, value in totals.items():
+        by_name = dict(zip(saved, value, strict=True)) if isinstance(value, list) else {}
+        result[key] = [by_name.get(name, 0) for name in present] if isinstance(value, list) else value
+    return result
+
+
+def _announce(run: Run, precision_reason: str, resumed_step: int | None, grown: LedgerEntry | None) -> None:
     if not run.world.is_first:
         return
     config = run.config
@@ -113,12 +116,16 @@ def _announce(run: Run, precision_reason: str, resumed_step: int | None) -> None
         "model": config.model.path,
         "num_parameters": run.engine.model.num_parameters,
         "sources": {source.name: source.fingerprint for source in run.sources},
-        "roles": {source.name: source.role for source in run.sources},
+        "roles": {source_of(source.name): source.role for source in run.sources},
         "order": run.order.fingerprint,
         "num_steps": run.num_steps,
         "versions": {"cpt_dist": cpt_dist.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     run.directory.append_metrics(record)
+    if grown is not None:
+        entry = {"n_start": grown.n_start, "generations": grown.generations, "reason": grown.reason}
+        run.directory.append_metrics({"kind": "ledger", "step": resumed_step or 0, **entry, "taken": True})
+        print(f"from sample {grown.n_start} on: {grown.reason}", flush=True)
     for warning in run.order.warnings():
         print(f"warning: {warning}", flush=True)
     stage = f" {config.engine.zero_stage}" if config.engine.name == "zero" else ""

@@ -13,6 +13,7 @@ from cpt_dist.data.masking import TakenDown
 from cpt_dist.data.run_order import sample_order
 from cpt_dist.data.shards import Source, read_held_out
 from cpt_dist.data.take_down import TakeDown, read_list
+from cpt_dist.data.view_names import source_of
 from cpt_dist.errors import UserError
 from cpt_dist.training.run import Run
 
@@ -47,7 +48,10 @@ def _decided(run: Run) -> tuple[TakeDown | None, list[str]]:
     new = listed - taken
     if not new:
         return None, []
-    found = {source.name: _found(source, new) for source in run.sources}
+    found: dict[str, frozenset[bytes]] = {}
+    for source in run.sources:  # strata of one source have the same shards
+        name = source_of(source.name)
+        found[name] = found.get(name, frozenset()) | _found(source, new)
     unknown = new.difference(*found.values())
     held_out = _held_out(run.sources, unknown)
     unknown -= held_out

@@ -21,15 +21,41 @@ def a_run(position=12, samples=None):
     order = order_of([stage(40, {"law": 0.7, "news": 0.3})], {"law": 10, "news": 10})
     samples = samples or order.counts(position).tolist()
     store = SimpleNamespace(steps=lambda: [2])
-    totals = Totals([64, 32], samples, [3, 0], [17, 0])
+    totals = Totals([62, 32], samples, [3, 0], [1, 0], [55, 30])
     return SimpleNamespace(order=order, position=position, step=3, totals=totals, store=store)
 
 
 def test_accounts_give_samples_and_epochs_beside_the_plan():
     accounts = checked_accounts(a_run())
-    skipped = {"skipped_pieces": 3, "skipped_tokens": 17}
-    planned = {"planned_samples": pytest.approx(8.4), "samples": 8, "tokens": 64, "epochs": {"8": 0.8}}
-    assert accounts["law"] == planned | skipped
+    assert accounts["law"] == {
+        "planned_samples": pytest.approx(8.4),
+        "samples": 8,
+        "planned_tokens": pytest.approx(67.2),
+        "tokens": 62,
+        "loss_tokens": 55,
+        "planned_padding": pytest.approx(0),
+        "padding": 1,
+        "skipped_pieces": 3,
+        "skipped_tokens": 1,
+        "epochs": {"8": 0.8},
+    }
+
+
+def test_strata_are_beneath_their_source_which_has_their_sums():
+    order = order_of([stage(40, {"law": 0.5, "news": 0.5})], {"law/high": 10, "law/low": 30, "news": 10})
+    run = a_run(position=16)
+    run.order, run.totals = order, Totals([16, 46, 64], [2, 6, 8], [0] * 3, [0] * 3, [10, 40, 60])
+    law = checked_accounts(run)["law"]
+    assert law["strata"]["law/high"] | {"planned_samples": 2.0, "samples": 2} == law["strata"]["law/high"]
+    assert [law[key] for key in ("samples", "tokens", "loss_tokens", "padding", "epochs")] == [8, 62, 50, 2, {"8": 0.2}]
+
+
+@pytest.mark.parametrize(("tokens", "skipped", "predicted"), [(65, 0, 30), (64, 1, 30), (64, 0, 65)])
+def test_tokens_that_no_such_rows_can_hold_stop_the_run(tokens, skipped, predicted):
+    run = a_run()
+    run.totals = Totals([tokens, 32], [8, 4], [0, 0], [skipped, 0], [predicted, 30])
+    with pytest.raises(AccountingError, match=r"tokens, \d+ of them predicted, and \d skipped ones were read in rows"):
+        checked_accounts(run)
 
 
 def test_a_sample_too_few_stops_the_run_with_the_name_of_its_source():
