@@ -34,6 +34,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/linear_cross_entropy.py
 	$(BIN)/python benchmarks/quotas.py
+	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/simulate.py
 
 docs: setup

@@ -42,6 +42,7 @@ class ZeroSource:
     shard_tokens: np.ndarray
     fingerprint: str
     role: str = "domain"
+    plan_folder: None = None
     _offsets: dict[int, np.ndarray] = field(default_factory=dict)
 
     def tokens(self, shard: int, start: int, stop: int) -> np.ndarray:

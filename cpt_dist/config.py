@@ -23,6 +23,10 @@ from cpt_dist.schedule_config import ScheduleConfig
 from cpt_dist.strata_config import StrataConfig
 
 INVALID_UTF8 = ("drop", "replace")
+CONCAT = "concat"
+BEST_FIT = "best_fit"
+PACKINGS = (CONCAT, BEST_FIT)
+POSITIONS = ("restart", "continue")
 ZERO_0_IN_BF16 = (
     "engine.zero_stage: 0 keeps no fp32 master weights when it computes in bf16; "
     "use engine=zero1 (the same, with less memory), or engine.precision=fp32"
@@ -185,6 +189,12 @@ class StageConfig:
     {share: …, strata: {name: …}}; without that its strata are read in proportion to their tokens."""
     curriculum: CurriculumConfig | None = None
     """How the shares come to `mixture` over the stage (docs/data.md); default: they are those of `mixture`."""
+    packing: str = CONCAT
+    """How documents become rows: concat (laid end to end and cut every seq_len) or best_fit (one that fits into a row
+    is never cut; arXiv 2404.10830)."""
+    positions: str = "restart"
+    """Position ids: restart at 0 with every piece of a document, or continue to the end of the row (for long-context
+    stages on short documents). Attention stays within a document either way."""
     schedule: ScheduleConfig | None = None
     """Learning rate of this stage; default: the run's `schedule`."""
 

@@ -11,6 +11,8 @@ import re
 
 from cpt_dist.config import (
     INVALID_UTF8,
+    PACKINGS,
+    POSITIONS,
     ZERO_0_IN_BF16,
     CptConfig,
     SourceConfig,
@@ -64,6 +66,8 @@ def _check_stage(problems: list[str], index: int, stage: StageConfig, sources: d
     for name in stage.mixture:
         if name not in sources:
             problems.append(f"{key}.mixture: source '{name}' is not in data.sources; {nearest(name, sources)}")
+    _one_of(problems, f"{key}.packing", stage.packing, PACKINGS)
+    _one_of(problems, f"{key}.positions", stage.positions, POSITIONS)
     if stage.schedule is not None:
         problems.extend(f"{key}.schedule.{one}" for one in schedule_problems(stage.schedule))
 

@@ -158,6 +158,17 @@ def test_a_wrong_curriculum_is_named(curriculum, named):
     assert any(named in problem and "stages.0 ('main').curriculum." in problem for problem in caught.value.problems)
 
 
+def test_an_unknown_packing_and_unknown_positions_are_named_with_their_nearest():
+    config = good()
+    config.stages[0].packing, config.stages[0].positions = "bestfit", "restarts"
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    packing, positions = caught.value.problems
+    assert "stages.0 ('main').packing: 'bestfit' is unknown" in packing
+    assert "concat, best_fit" in packing
+    assert "stages.0 ('main').positions: 'restarts' is unknown" in positions
+
+
 def test_points_are_for_the_table_curriculum_only():
     config = good()
     config.stages[0].mixture = {"legal": [[0, 1], [1, 2]]}

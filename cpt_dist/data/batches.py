@@ -29,7 +29,7 @@ class Batch:
     labels: torch.Tensor
     """int64 [T]: the token after input_ids[t] in its document, -100 where there is none. Already shifted."""
     position_ids: torch.Tensor
-    """int64 [T]: 0, 1, … within each piece."""
+    """int64 [T]: 0, 1, … within each piece, or within each row (`StageConfig.positions`)."""
     cu_seqlens: torch.Tensor
     """int32 [pieces + 1]: piece i has the tokens [cu_seqlens[i], cu_seqlens[i + 1])."""
     source_ids: torch.Tensor
@@ -88,11 +88,19 @@ class _Assembly:
         self.sources.append(source)
         self.source_tokens.append(input_ids.size)
 
-    def batch(self, sample_ids: np.ndarray, row_sources: np.ndarray, skipped: np.ndarray | None = None) -> Batch:
+    def batch(
+        self,
+        sample_ids: np.ndarray,
+        row_sources: np.ndarray,
+        skipped: np.ndarray | None = None,
+        row_tokens: Sequence[int] = (),
+    ) -> Batch:
+        """The batch; positions count within pieces, or within rows where their lengths `row_tokens` are given."""
         lost = np.zeros((2, len(sample_ids)), dtype=np.int64) if skipped is None else skipped
         lengths = np.concatenate(self.lengths)
         bounds = np.concatenate([[0], np.cumsum(lengths)])
-        positions = np.arange(bounds[-1], dtype=np.int64) - np.repeat(bounds[:-1], lengths)
+        counted = np.array(row_tokens) if row_tokens else lengths
+        positions = np.arange(bounds[-1], dtype=np.int64) - np.repeat(np.cumsum(counted) - counted, counted)
         return Batch(
             input_ids=torch.from_numpy(np.concatenate(self.input_ids, dtype=np.int64)),
             labels=torch.from_numpy(np.concatenate(self.labels, dtype=np.int64)),
@@ -114,12 +122,13 @@ def build_batch(
     row: np.ndarray,
     sample_ids: np.ndarray,
     taken: TakenDown | None = None,
+    positions: str = "restart",
 ) -> Batch:
     """The micro-batch of the rows `row` of `source` (int64 [rows], indices into `sources` and `plans`).
 
     Each span is read with the one token after it, which is the label of its last token. Pieces of documents that are
-    `taken` down at their sample are left out. Raises ValueError for no rows, and UserError for a damaged block of a
-    shard.
+    `taken` down at their sample are left out. `positions` is one of `config.POSITIONS`. Raises ValueError for no rows,
+    and UserError for a damaged block of a shard.
     """
     if not len(row):
         raise ValueError("a batch needs a row; a rank without one takes filler_batch()")
@@ -149,7 +158,9 @@ def build_batch(
             labels[closed - 1 - start] = IGNORE_INDEX
             ids = origin.doc_ids(where.shard)[documents]
             assembly.add(with_next[: stop - start], labels, lengths[present], ids, source_index)
-    batch = assembly.batch(sample_ids, source, skipped)
+    batch = assembly.batch(
+        sample_ids, source, skipped, [where.num_tokens for where in rows] if positions == "continue" else ()
+    )
     mask_rows(batch.labels.numpy(), origins, rows)
     return batch
 

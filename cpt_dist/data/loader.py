@@ -46,14 +46,17 @@ class _MicroBatches(Dataset[Batch | UserError]):
         world_size: int,
         micro_batch: int,
         first_sample: int,
+        positions: str,
     ) -> None:
+        self._positions = positions
         self._order, self._sources, self._rank, self._world_size = order, list(sources), rank, world_size
         self._micro_batch, self._first_sample = micro_batch, first_sample
         self._batch_samples = order.stages[stage].batch_samples
         rows_of_a_rank = -(-self._batch_samples // world_size)
         self.per_step = -(-rows_of_a_rank // micro_batch)
         self.num_steps = (order.stage_starts[stage + 1] - first_sample) // self._batch_samples
-        self._plans = [make_plan(source, order.stages[stage].seq_len) for source in sources]
+        plan = order.stages[stage]
+        self._plans = [make_plan(source, plan.seq_len, plan.packing) for source in sources]
         self._taken = TakenDown(order.take_downs)
         self._step: tuple[int, np.ndarray, Samples] | None = None
 
@@ -74,7 +77,13 @@ class _MicroBatches(Dataset[Batch | UserError]):
         sample_ids = self._first_sample + step * self._batch_samples + places
         try:
             return build_batch(
-                self._sources, self._plans, samples.source[places], samples.row[places], sample_ids, self._taken
+                self._sources,
+                self._plans,
+                samples.source[places],
+                samples.row[places],
+                sample_ids,
+                self._taken,
+                self._positions,
             )
         except UserError as error:
             return error
@@ -91,9 +100,9 @@ class StepLoader:
 
     `sources` are in the order of `order.source_names`. `first_sample` (default: the stage's first) is the global index
     at which the step to begin with starts. All ranks give equally many micro-batches; a rank or micro-batch without
-    rows gives `filler_batch()`. The batches are the same for any `num_workers`. Raises UserError where there are more
-    ranks than rows in a batch and, while iterating, for a damaged shard; ValueError for a `first_sample` that is no
-    step boundary of the stage.
+    rows gives `filler_batch()`. The batches are the same for any `num_workers`. `positions` is one of
+    `config.POSITIONS`. Raises UserError where there are more ranks than rows in a batch and, while iterating, for a
+    damaged shard; ValueError for a `first_sample` that is no step boundary of the stage.
     """
 
     def __init__(
@@ -108,13 +117,14 @@ class StepLoader:
         num_workers: int = 0,
         first_sample: int | None = None,
         pin_memory: bool = False,
+        positions: str = "restart",
     ) -> None:
         plan, start = order.stages[stage], order.stage_starts[stage]
         plan.check_world_size(world_size)
         first_sample = start if first_sample is None else first_sample
         if not start <= first_sample <= order.stage_starts[stage + 1] or (first_sample - start) % plan.batch_samples:
             raise ValueError(f"sample {first_sample} is no step boundary of stage '{plan.name}'")
-        self._batches = _MicroBatches(order, sources, stage, rank, world_size, micro_batch, first_sample)
+        self._batches = _MicroBatches(order, sources, stage, rank, world_size, micro_batch, first_sample, positions)
         self._sources, self._num_workers, self._pin_memory = list(sources), num_workers, pin_memory
         self.wait_seconds = 0.0
         """Time that the iterating program spent waiting for micro-batches, since the loader was made."""

@@ -14,7 +14,8 @@ import numpy as np
 from cpt_dist.data.masking import TakenDown
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.packing import PackPlan, RowSource, document_pieces
-from cpt_dist.data.plans import make_plan
+from cpt_dist.data.plans import RowsKey, make_plan
+from cpt_dist.data.stage_plan import StagePlan
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ def step_of_sample(order: SampleOrder, n: int) -> int:
     return before + (n - order.stage_starts[stage]) // order.stages[stage].batch_samples + 1
 
 
-def plans(sources: Sequence[RowSource], seq_len: int) -> list[PackPlan]:
-    """The plan of rows of each source."""
-    return [make_plan(source, seq_len) for source in sources]
+def plans(sources: Sequence[RowSource], stage: StagePlan) -> list[PackPlan]:
+    """The plan of rows of each source in a stage."""
+    return [make_plan(source, stage.seq_len, stage.packing) for source in sources]
 
 
 def readings_of_steps(order: SampleOrder, sources: Sequence[RowSource], first: int, last: int) -> Iterator[Reading]:
@@ -77,16 +78,16 @@ def readings_of_steps(order: SampleOrder, sources: Sequence[RowSource], first: i
 
     `sources` are in the order of `order.source_names`. Raises IndexError for a step outside the plan.
     """
-    packs: dict[int, list[PackPlan]] = {}
+    packs: dict[RowsKey, list[PackPlan]] = {}
     taken = TakenDown(order.take_downs)
     for step in range(first, last + 1):
         start, count = samples_of_step(order, step)
-        seq_len = order.stages[order.stage_of(start)].seq_len
-        packs.setdefault(seq_len, plans(sources, seq_len))
+        stage = order.stages[order.stage_of(start)]
+        packs.setdefault(stage.rows_key, plans(sources, stage))
         samples = order.samples(start, count)
         triples = zip(samples.source.tolist(), samples.row.tolist(), samples.epoch.tolist(), strict=True)
         for n, (source, row, epoch) in enumerate(triples, start):
-            where = packs[seq_len][source].row(row)
+            where = packs[stage.rows_key][source].row(row)
             offsets = sources[source].doc_offsets(where.shard)
             spans = taken.cut(sources[source], where.shard, where.spans, n)[0] if taken else where.spans
             for span_start, span_stop in spans:
@@ -105,11 +106,11 @@ def readings_of_place(order: SampleOrder, sources: Sequence[RowSource], place: P
     found = []
     taken = TakenDown(order.take_downs)
     since = taken.since(sources[place.source].doc_ids(place.shard)[place.document].tobytes())
-    for seq_len in sorted({stage.seq_len for stage in order.stages}):
-        plan = plans(sources, seq_len)[place.source]
+    for key, stage in {stage.rows_key: stage for stage in order.stages}.items():
+        plan = make_plan(sources[place.source], stage.seq_len, stage.packing)
         for row in plan.rows_of(place.shard, place.start, place.stop).tolist():
             spans = [(max(a, place.start), min(b, place.stop)) for a, b in plan.row(row).spans]
-            for n, epoch in order.readings(place.source, seq_len, row):
+            for n, epoch in order.readings(place.source, key, row):
                 if since is not None and n >= since:
                     continue
                 step = step_of_sample(order, n)

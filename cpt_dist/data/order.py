@@ -22,7 +22,7 @@ from cpt_dist.data.ledger_entry import Entry, LedgerEntry
 from cpt_dist.data.order_state import ORDER_VERSION
 from cpt_dist.data.packing import RowSource
 from cpt_dist.data.plan_counts import PlanCounts
-from cpt_dist.data.plans import make_plan
+from cpt_dist.data.plans import RowsKey, make_plan
 from cpt_dist.data.row_order import RowOrder
 from cpt_dist.data.stage_plan import SourceRows, StagePlan
 from cpt_dist.data.take_down import TakeDown, take_down_problems
@@ -46,8 +46,8 @@ class SampleOrder:
     """The order of all samples of all stages, numbered through from 0.
 
     A stage's sources are taken by name, so neither the order of `sources` nor of a mixture's keys matters. A source's
-    samples are counted on from stage to stage where seq_len is the same, so no row comes twice before its epoch is
-    over; another seq_len is another set of rows, counted from 0. A `ledger` changes shares from its entries' samples
+    samples are counted on from stage to stage where seq_len and packing are the same, so no row comes twice before its
+    epoch is over; others are another set of rows, counted from 0. A `ledger` changes shares from its entries' samples
     on, `caps` (source -> cap) where a source has been read often enough; neither changes a sample before that. With
     `window_shards` rows are drawn from that many shards of a source at a time, with 0 from all. Raises UserError with
     every unknown or empty source, wrong entry, and cap of policy error that binds.
@@ -89,12 +89,12 @@ class SampleOrder:
     ) -> SampleOrder:
         """The order of validated stages over opened sources, packed by `plans.make_plan`."""
         plans = [StagePlan.from_config(stage) for stage in stages]
-        lengths = sorted({plan.seq_len for plan in plans})
+        kinds = {plan.rows_key: (plan.seq_len, plan.packing) for plan in plans}
         rows = []
         for source in sources:
-            packs = {length: make_plan(source, length) for length in lengths}
-            table = {length: (pack.num_rows, pack.num_tokens) for length, pack in packs.items()}
-            shard_rows = {length: pack.rows_per_shard for length, pack in packs.items()} if window_shards else {}
+            packs = {key: make_plan(source, *kind) for key, kind in kinds.items()}
+            table = {key: (pack.num_rows, pack.num_tokens) for key, pack in packs.items()}
+            shard_rows = {key: pack.rows_per_shard for key, pack in packs.items()} if window_shards else {}
             rows.append(SourceRows(source.name, source.fingerprint, table, shard_rows))
         return cls(plans, rows, seed, ledger, caps, window_shards)
 
@@ -151,7 +151,7 @@ class SampleOrder:
             member, index = self._plan.of_stage(stage).assign(at - self.stage_starts[stage], stop - at)
             source = self._plan.members[stage].take(member)
             index = index + self._plan.before(stage).take(source)
-            parts.append((source, *self._rows.rows(self.stages[stage].seq_len, source, index)))
+            parts.append((source, *self._rows.rows(self.stages[stage].rows_key, source, index)))
             at = stop
         if not parts:
             return Samples(*(np.empty(0, dtype=np.int64) for _ in range(3)))
@@ -162,24 +162,25 @@ class SampleOrder:
         one = self.samples(n, 1)
         return self.source_names[int(one.source[0])], int(one.row[0]), int(one.epoch[0])
 
-    def readings(self, source: int, seq_len: int, row: int) -> list[tuple[int, int]]:
+    def readings(self, source: int, key: RowsKey, row: int) -> list[tuple[int, int]]:
         """(n, epoch) of every sample that reads a row, rising in n: the order the other way round, without a scan.
 
-        `source` is an index into `source_names`. Costs about a millisecond for each time that the row is read.
+        `source` is an index into `source_names`, `key` a stage's `rows_key`. Costs about a millisecond
+        for each time that the row is read.
         """
-        num_rows = self._sources[source].rows[seq_len][0]
+        num_rows = self._sources[source].rows[key][0]
         if not 0 <= row < num_rows:
             raise IndexError(f"row {row} of '{self.source_names[source]}' is outside 0 to {num_rows - 1}")
         found = []
         for number, (stage, members) in enumerate(zip(self.stages, self._plan.members, strict=True)):
-            if stage.seq_len != seq_len or source not in members:
+            if stage.rows_key != key or source not in members:
                 continue
             member = members.tolist().index(source)
             counts = self._plan.of_stage(number)
             first = int(self._plan.before(number)[source])
             end = first + counts.count_of(member, stage.num_samples)
             for epoch in range(first // num_rows, -(-end // num_rows)):
-                index = epoch * num_rows + self._rows.place(source, seq_len, epoch, row)
+                index = epoch * num_rows + self._rows.place(source, key, epoch, row)
                 if first <= index < end:
                     found.append((self.stage_starts[number] + counts.place(member, index - first), epoch))
         return found
@@ -208,9 +209,9 @@ class SampleOrder:
     def _in_tokens(self, samples_of_stages: Sequence[tuple[int, np.ndarray]]) -> dict[str, float]:
         total = dict.fromkeys(self.source_names, 0.0)
         for stage, samples in samples_of_stages:
-            seq_len = self.stages[stage].seq_len
+            key = self.stages[stage].rows_key
             for source, number in zip(self._plan.members[stage].tolist(), samples, strict=True):
-                num_rows, num_tokens = self._sources[source].rows[seq_len]
+                num_rows, num_tokens = self._sources[source].rows[key]
                 total[self.source_names[source]] += float(number) * num_tokens / max(1, num_rows)
         return total
 
@@ -226,29 +227,29 @@ class SampleOrder:
             total[self._plan.members[stage]] += samples * self.stages[stage].seq_len
         return total
 
-    def epochs(self, n: int) -> dict[str, dict[int, float]]:
-        """Source -> seq_len -> how often its rows of that length were read among the first n samples."""
-        result: dict[str, dict[int, float]] = {name: {} for name in self.source_names}
+    def epochs(self, n: int) -> dict[str, dict[RowsKey, float]]:
+        """Source -> `StagePlan.rows_key` -> how often those rows of it were read among the first n samples."""
+        result: dict[str, dict[RowsKey, float]] = {name: {} for name in self.source_names}
         for stage, part in self._plan.parts(n):
-            seq_len = self.stages[stage].seq_len
+            key = self.stages[stage].rows_key
             counts = self._plan.of_stage(stage).counts(part)
             for source, samples in zip(self._plan.members[stage].tolist(), counts.tolist(), strict=True):
                 lengths = result[self.source_names[source]]
-                num_rows = max(1, self._sources[source].rows[seq_len][0])
-                lengths[seq_len] = lengths.get(seq_len, 0.0) + samples / num_rows
+                num_rows = max(1, self._sources[source].rows[key][0])
+                lengths[key] = lengths.get(key, 0.0) + samples / num_rows
         return result
 
     def source_epochs(self, source: str, n: int) -> dict[str, float]:
-        """seq_len -> how often the rows of a source, all its strata and generations together, were read so far."""
+        """`StagePlan.rows_key` -> how often the rows of a source, all its strata and generations together, were read so far."""
         views = [number for number, name in enumerate(self.source_names) if source_of(name) == source]
-        read: dict[int, int] = {}
+        read: dict[RowsKey, int] = {}
         for stage, part in self._plan.parts(n):
             mine = np.flatnonzero(np.isin(self._plan.members[stage], views))
-            seq_len = self.stages[stage].seq_len
+            key = self.stages[stage].rows_key
             if mine.size:
-                read[seq_len] = read.get(seq_len, 0) + int(self._plan.of_stage(stage).counts(part)[mine].sum())
-        rows = {length: sum(self._sources[number].rows[length][0] for number in views) for length in read}
-        return {str(length): samples / max(1, rows[length]) for length, samples in read.items()}
+                read[key] = read.get(key, 0) + int(self._plan.of_stage(stage).counts(part)[mine].sum())
+        rows = {key: sum(self._sources[number].rows[key][0] for number in views) for key in read}
+        return {str(key): samples / max(1, rows[key]) for key, samples in read.items()}
 
     def error_bound(self, stage: int) -> float:
         """Largest |count - target| of any source within a stage, in samples."""

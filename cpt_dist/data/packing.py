@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +36,8 @@ class RowSource(Protocol):
     name: str
     role: str
     fingerprint: str
+    plan_folder: Path | None
+    """Folder on this machine in which plans are kept for later processes; None: nowhere."""
     shard_tokens: np.ndarray
     """int64 [num_shards]: tokens in each shard file, of documents of the source or not."""
 

@@ -25,8 +25,8 @@ from cpt_dist.errors import UserError, nearest
 class PlanCounts:
     """Counts over `stages` in a row, numbered through from sample 0.
 
-    A source's samples are counted on from stage to stage where seq_len is the same; another seq_len is another set of
-    rows, counted from 0. Raises UserError with every unknown or empty source, wrong ledger entry, and cap of policy
+    A source's samples are counted on from stage to stage where seq_len and packing are the same; others are another set
+    of rows, counted from 0. Raises UserError with every unknown or empty source, wrong ledger entry, and cap of policy
     error that binds.
     """
 
@@ -81,7 +81,7 @@ class PlanCounts:
 
     def _rows(self, name: str, stage: StagePlan) -> tuple[int, int]:
         """Number of rows of a source at the stage's sequence length, and the tokens in them."""
-        return self.sources[self._index[name]].rows[stage.seq_len]
+        return self.sources[self._index[name]].rows[stage.rows_key]
 
     def _check_ledger(self) -> None:
         problems = []
@@ -163,7 +163,7 @@ class PlanCounts:
         total = Fraction(0)
         for number, part in self.parts(n):
             for member in np.flatnonzero(self.members[number] == source).tolist():
-                num_rows = self.sources[source].rows[self.stages[number].seq_len][0]
+                num_rows = self.sources[source].rows[self.stages[number].rows_key][0]
                 total += Fraction(self._counts[number].count_of(member, part), max(1, num_rows))
         return total
 
@@ -187,8 +187,8 @@ class PlanCounts:
     def before(self, stage: int) -> np.ndarray:
         """Samples of each source in earlier stages of the same sequence length: int64 [source]."""
         if stage not in self._before:
-            seq_len = self.stages[stage].seq_len
-            last = next((i for i in reversed(range(stage)) if self.stages[i].seq_len == seq_len), None)
+            key = self.stages[stage].rows_key
+            last = next((i for i in reversed(range(stage)) if self.stages[i].rows_key == key), None)
             if last is None:
                 self._before[stage] = np.zeros(len(self.sources), dtype=np.int64)
             else:

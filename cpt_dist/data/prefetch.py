@@ -38,9 +38,9 @@ def shards_ahead(order: SampleOrder, sources: Sequence[RowSource], n: int) -> It
     """
     if n >= order.num_samples:
         return
-    stage = order.stage_of(n)
-    seq_len = order.stages[stage].seq_len
-    ends = [np.cumsum(make_plan(source, seq_len).rows_per_shard) for source in sources]
+    stage = order.stages[order.stage_of(n)]
+    plans = [make_plan(source, stage.seq_len, stage.packing) for source in sources]
+    ends = [np.cumsum(plan.rows_per_shard) for plan in plans]
     first_codes = np.cumsum([0, *(len(end) for end in ends)])
     is_remote = [bool(remote_files(source)) for source in sources]
     seen: set[int] = set()

@@ -79,6 +79,7 @@ class Source:
 
     def __init__(self, folder: Path | RemoteFolder, manifest: dict[str, Any]) -> None:
         self.folder = folder
+        self.plan_folder: Path | None = _plan_folder(folder)
         self.manifest = manifest
         self.name: str = manifest["source"]
         self.role: str = manifest["role"]
@@ -173,6 +174,11 @@ class Source:
     def documents(self, shard: int) -> np.ndarray | None:
         """None: all documents of the shard belong to the source (`packing.RowSource`)."""
         return None
+
+
+def _plan_folder(folder: Path | RemoteFolder) -> Path:
+    """Where plans of the source's rows are kept: beside its shards, or beside the cache of those behind a URL."""
+    return folder / "plans" if isinstance(folder, Path) else folder.settings.cache.expanduser() / "plans"
 
 
 def _check_listing(folder: RemoteFolder, source: Source) -> None:

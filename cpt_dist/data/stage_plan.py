@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from cpt_dist.config import StageConfig, mixture_knots, parse_quantity
+from cpt_dist.config import CONCAT, StageConfig, mixture_knots, parse_quantity
 from cpt_dist.curriculum_config import CURRICULA, CurriculumConfig
 from cpt_dist.data.curricula import scheduled_mixture
+from cpt_dist.data.plans import RowsKey, rows_key
 from cpt_dist.data.stage_counts import Knots
 from cpt_dist.errors import UserError
 
@@ -29,6 +30,8 @@ class StagePlan:
     mixture: dict[str, Any]
     curriculum: dict[str, Any] | None = None
     """Name and parameters of the curriculum that moves the shares; None: the mixture as it stands."""
+    packing: str = CONCAT
+    """How documents become rows (`config.PACKINGS`)."""
 
     @classmethod
     def from_config(cls, stage: StageConfig) -> StagePlan:
@@ -41,7 +44,12 @@ class StagePlan:
             read = ("name", *CURRICULA[stage.curriculum.name])
             curriculum = {name: getattr(stage.curriculum, name) for name in read}
         plan = (stage.name, num_steps * batch_samples, stage.seq_len, batch_samples, dict(stage.mixture))
-        return cls(*plan, curriculum=curriculum)
+        return cls(*plan, curriculum=curriculum, packing=stage.packing)
+
+    @property
+    def rows_key(self) -> RowsKey:
+        """Which rows of its sources the stage reads (`SourceRows.rows`)."""
+        return rows_key(self.seq_len, self.packing)
 
     def knots(self) -> Knots:
         """Progress values and normalised shares there, [knot][source], sources by name."""
@@ -50,8 +58,9 @@ class StagePlan:
         return mixture_knots(scheduled_mixture(mixture, curriculum))
 
     def identity(self) -> dict[str, Any]:
-        """What a saved state keeps of the stage: the fields that are not None."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        """What a saved state keeps of the stage: the fields that are not None, and a packing other than concat."""
+        kept = {key: value for key, value in asdict(self).items() if value is not None and key != "packing"}
+        return kept if self.packing == CONCAT else {**kept, "packing": str(self.rows_key).partition(":")[0]}
 
     @property
     def num_steps(self) -> int:
@@ -70,15 +79,15 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class SourceRows:
-    """A source as the order sees it: `rows` is seq_len -> (number of rows, tokens in them).
+    """A source as the order sees it: `rows` is `StagePlan.rows_key` -> (number of rows, tokens in them).
 
-    `shard_rows` is seq_len -> int64 [num_shards], the rows in each shard; only a windowed order reads it.
+    `shard_rows` is the same key -> int64 [num_shards], the rows in each shard; only a windowed order reads it.
     """
 
     name: str
     fingerprint: str
-    rows: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    shard_rows: Mapping[int, np.ndarray] = field(default_factory=dict)
+    rows: Mapping[RowsKey, tuple[int, int]] = field(default_factory=dict)
+    shard_rows: Mapping[RowsKey, np.ndarray] = field(default_factory=dict)
 
 
 def stage_differences(saved: dict[str, Any], now: dict[str, Any] | None) -> list[str]:
@@ -90,6 +99,9 @@ def stage_differences(saved: dict[str, Any], now: dict[str, Any] | None) -> list
     for key, what in (("name", "name"), ("num_samples", "length in samples (tokens)"), ("seq_len", "seq_len")):
         if saved[key] != now[key]:
             problems.append(f"stage '{name}' {what} was {saved[key]} and is {now[key]}")
+    was, now_is = (plan.get("packing", CONCAT) for plan in (saved, now))
+    if was != now_is:
+        problems.append(f"stage '{name}' packing was {was} and is {now_is}")
     if saved["batch_samples"] != now["batch_samples"]:
         was, now_is = (plan["batch_samples"] * plan["seq_len"] for plan in (saved, now))
         problems.append(f"stage '{name}' batch_tokens was {was} and is {now_is}")

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from cpt_dist.config import CptConfig, parse_quantity
+from cpt_dist.data.best_fit import BestFit
 from cpt_dist.data.order import SampleOrder
-from cpt_dist.data.plans import make_plan
+from cpt_dist.data.plans import RowsKey, make_plan
 from cpt_dist.data.remote import source_folder
 from cpt_dist.data.run_order import sample_order
 from cpt_dist.data.shards import Source, read_manifest, tokenizer_fingerprint
@@ -102,7 +103,7 @@ def _source(name: str, views: list[Source], order: SampleOrder, stages: list[dic
         "held_out_documents": sum(view.manifest["counts"]["held_out"] for view in generations),
         "tokens_read": tokens_read,
         "epochs": tokens_read / max(1, tokens),
-        "epochs_by_seq_len": order.source_epochs(name, order.num_samples),
+        "epochs_by_rows": order.source_epochs(name, order.num_samples),
         **({} if list(parts) == [name] else {"strata": parts}),
     }
 
@@ -116,7 +117,7 @@ def _view(view: Source, order: SampleOrder, stages: list[dict[str, Any]]) -> dic
         "tokens": tokens,
         "tokens_read": tokens_read,
         "epochs": tokens_read / max(1, tokens),
-        "epochs_by_seq_len": {str(length): done for length, done in epochs.items()},
+        "epochs_by_rows": {str(length): done for length, done in epochs.items()},
     }
 
 
@@ -142,8 +143,8 @@ def _stage(config: CptConfig, order: SampleOrder, sources: dict[str, Source], in
     for number, name in enumerate(order.source_names):
         if source_of(name) not in plan.mixture:
             continue
-        so_far = order.epochs(end)[name][plan.seq_len]
-        packing = packing_summary(sources[name], plan.seq_len)
+        so_far = order.epochs(end)[name][plan.rows_key]
+        packing = packing_summary(sources[name], plan.seq_len, plan.packing)
         read[name] = {
             **packing,
             "samples": int(samples[number]),
@@ -157,6 +158,8 @@ def _stage(config: CptConfig, order: SampleOrder, sources: dict[str, Source], in
     return {
         "name": plan.name,
         "seq_len": plan.seq_len,
+        "packing": plan.packing,
+        "positions": stage.positions,
         "batch_samples": plan.batch_samples,
         "steps": plan.num_steps,
         "samples": plan.num_samples,
@@ -164,7 +167,7 @@ def _stage(config: CptConfig, order: SampleOrder, sources: dict[str, Source], in
         "quota_error_samples": order.error_bound(index),
         "schedule": schedule.name,
         "warmup_steps": schedule.warmup * plan.num_steps,
-        "sources": _with_strata(order, read, plan.seq_len, end),
+        "sources": _with_strata(order, read, plan.rows_key, end),
         "timeline": _timeline(order, index, lambda progress: learning_rate(schedule, progress)),
         "learning_rates": [
             [before + step, learning_rate(schedule, step / plan.num_steps)]
@@ -173,33 +176,36 @@ def _stage(config: CptConfig, order: SampleOrder, sources: dict[str, Source], in
     }
 
 
-def _with_strata(order: SampleOrder, read: dict[str, Any], seq_len: int, end: int) -> dict[str, Any]:
+def _with_strata(order: SampleOrder, read: dict[str, Any], rows_key: RowsKey, end: int) -> dict[str, Any]:
     """What a stage reads of each source; means and epochs of one with strata are those of all its rows."""
     result = with_strata(read)
     for name, record in result.items():
         if "strata" not in record:
             continue
         views, rows = record["strata"].values(), max(1, record["rows"])
-        for key in ("mean_row_tokens", "unseen_share"):
+        for key in ("mean_row_tokens", "unseen_share", "utilisation"):
             record[key] = sum(view[key] * view["rows"] for view in views) / rows
         record["epochs"] = record["samples"] / rows
-        record["epochs_so_far"] = order.source_epochs(name, end)[str(seq_len)]
+        record["epochs_so_far"] = order.source_epochs(name, end)[str(rows_key)]
     return result
 
 
-def packing_summary(source: Source, seq_len: int) -> dict[str, Any]:
+def packing_summary(source: Source, seq_len: int, packing: str) -> dict[str, Any]:
     """Rows of a source at `seq_len`, and what packing costs: padding, tokens left out, documents cut at most.
 
-    Concatenation pads and leaves out nothing; a document is cut where a row ends within it, so there are at most as
-    many cuts as borders between two rows of a shard.
+    Nothing is padded or left out; `utilisation` is the share of the rows' places that hold a token. Concatenation
+    cuts a document where a row ends within it, so there are at most as many cuts as borders between two rows of a
+    shard; best fit reads the documents' bounds (no tokens) and counts exactly.
     """
-    plan = make_plan(source, seq_len)
+    plan = make_plan(source, seq_len, packing)
+    cuts = plan.num_rows - int(np.count_nonzero(source.shard_tokens))
     return {
         "rows": plan.num_rows,
+        "utilisation": plan.num_tokens / max(1, plan.num_rows * seq_len),
         "mean_row_tokens": plan.num_tokens / max(1, plan.num_rows),
         "padding_tokens": 0,
         "truncated_tokens": source.num_tokens - plan.num_tokens,
-        "cuts_at_most": plan.num_rows - int(np.count_nonzero(source.shard_tokens)),
+        "cuts_at_most": plan.num_cuts(source) if isinstance(plan, BestFit) else cuts,
     }
 
 
@@ -241,15 +247,16 @@ def _warnings(config: CptConfig, views: list[Source], stages: list[dict[str, Any
         readings = [(stage, read) for stage in stages if (read := _view_of_stage(stage, name)) is not None]
         if not any(reading["samples"] for _, reading in readings):
             found.append(f"source '{name}' is never read: its shares give it no sample")
-        for length in sorted({stage["seq_len"] for stage, _ in readings}):
-            epochs = max(reading["epochs_so_far"] for stage, reading in readings if stage["seq_len"] == length)
+        for length, packing in sorted({(stage["seq_len"], stage["packing"]) for stage, _ in readings}):
+            alike = [one for stage, one in readings if (stage["seq_len"], stage["packing"]) == (length, packing)]
+            epochs = max(reading["epochs_so_far"] for reading in alike)
             if epochs > MANY_EPOCHS:
                 found.append(
                     f"source '{name}' is read {epochs:.1f} times at seq_len {length}: beyond about {MANY_EPOCHS} "
                     "epochs a repeated token is worth clearly less than a new one (arXiv 2305.16264); lower its share "
                     "or the stage's tokens, or add text"
                 )
-            short = next(reading for stage, reading in readings if stage["seq_len"] == length)
+            short = alike[0]
             if short["rows"] and short["mean_row_tokens"] < _SHORT_ROWS * length:
                 found.append(
                     f"source '{name}' has rows of {short['mean_row_tokens']:.0f} tokens on average at seq_len "

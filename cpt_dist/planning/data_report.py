@@ -104,12 +104,24 @@ def print_data_plan(plan: dict[str, Any], console: Console) -> None:
 
 
 def _print_stage(plan: dict[str, Any], stage: dict[str, Any], console: Console) -> None:
-    size = f"{stage['batch_samples']:,} x {stage['seq_len']:,} tokens"
+    size = f"{stage['batch_samples']:,} x {stage['seq_len']:,} tokens ({stage['packing']})"
     title = (
         f"stage '{stage['name']}': {stage['steps']:,} steps of {size}; "
         f"no source is ever more than {stage['quota_error_samples']:.2f} samples off its share"
     )
-    numbers = ["rows", "samples", "tokens", "share", "asked", "epochs", "unseen", "padding", "left out", "cuts at most"]
+    numbers = [
+        "rows",
+        "samples",
+        "tokens",
+        "share",
+        "asked",
+        "epochs",
+        "unseen",
+        "full",
+        "padding",
+        "left out",
+        "cuts at most",
+    ]
     table = _table(title, ["source"], numbers)
     records = []
     for name, record in stage["sources"].items():
@@ -121,6 +133,7 @@ def _print_stage(plan: dict[str, Any], stage: dict[str, Any], console: Console) 
             *[f"{read[key]:.2%}" for key in ("share", "share_asked")],
             f"{read['epochs_so_far']:.3g}",
             f"{read['unseen_share']:.1%}",
+            f"{read['utilisation']:.2%}",
             *[f"{read[key]:,}" for key in ("padding_tokens", "truncated_tokens", "cuts_at_most")],
         )
     console.print(table)

@@ -189,6 +189,7 @@ class Run:
             num_workers=self.config.data.num_workers,
             first_sample=self.position,
             pin_memory=self.world.device.type == "cuda",
+            positions=self.config.stages[index].positions,
         )
         ahead = self.config.data.prefetch_shards if self.world.local_rank == 0 else 0
         with Prefetcher(order, self.sources, ahead) as prefetcher:
@@ -228,9 +229,10 @@ class Run:
 
         Without what has been taken down by now; of a later row where that leaves less than two tokens.
         """
-        plans = [make_plan(source, self.order.stages[0].seq_len) for source in self.sources]
+        stage = self.order.stages[0]
+        plans = [make_plan(source, stage.seq_len, stage.packing) for source in self.sources]
         taken = TakenDown(self.order.take_downs)
-        for n in range(self.order.stages[0].num_samples):
+        for n in range(stage.num_samples):
             sample = self.order.samples(n, 1)
             row = build_batch(self.sources, plans, sample.source, sample.row, sample.source * 0 + self.position, taken)
             if not row.is_filler and row.num_tokens >= 2:

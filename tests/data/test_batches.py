@@ -73,6 +73,19 @@ def test_a_batch_holds_rows_of_several_sources_end_to_end_with_their_ids():
     assert batch.num_target_tokens == 6 + 4 + 3 + 3
 
 
+def test_positions_can_run_on_to_the_end_of_a_row():
+    source = MemorySource("a", [[5, 6, 3]])
+    plan = ConcatAndChunk(source.shard_tokens, 8)
+    rows = np.arange(2)
+    batch, other = (
+        build_batch([source], [plan], rows * 0, rows, rows, positions=how) for how in ("continue", "restart")
+    )
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5]
+    assert other.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 0, 1, 2]
+    assert batch.cu_seqlens.tolist() == other.cu_seqlens.tolist() == [0, 5, 8, 11, 14]
+    assert torch.equal(batch.labels, other.labels)
+
+
 def test_a_batch_has_the_types_that_the_model_takes():
     batch = batch_of_all_rows(MemorySource("a", [[5, 6]]), 4)
     wide = [batch.input_ids, batch.labels, batch.position_ids, batch.source_ids, batch.sample_ids]

@@ -197,3 +197,9 @@ def test_the_time_waited_for_data_is_counted(order, sources):
     assert loader.wait_seconds == 0
     list(loader)
     assert loader.wait_seconds > 24 * 0.005
+
+
+def test_the_loader_gives_the_positions_that_the_stage_asks_for(order, sources):
+    (batch,) = next(iter(StepLoader(order, sources, stage=0, micro_batch=NUM_ROWS, positions="continue")))
+    assert int(batch.position_ids.max()) == 7
+    assert int((batch.position_ids == 0).sum()) == NUM_ROWS < len(batch.doc_ids)

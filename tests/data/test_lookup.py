@@ -65,7 +65,7 @@ def test_the_readings_of_a_step_are_the_pieces_of_its_batches(run):
     for step in (1, 7, 11, 14, 23):
         first, count = samples_of_step(order, step)
         samples = order.samples(first, count)
-        packs = plans(sources, order.stages[order.stage_of(first)].seq_len)
+        packs = plans(sources, order.stages[order.stage_of(first)])
         batch = build_batch(sources, packs, samples.source, samples.row, np.arange(first, first + count))
         readings = list(readings_of_steps(order, sources, step, step))
         assert [reading.num_tokens for reading in readings] == np.diff(batch.cu_seqlens.numpy()).tolist()

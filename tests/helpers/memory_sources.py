@@ -16,6 +16,7 @@ class MemorySource:
     ) -> None:
         """`shards`: lengths of the documents of each shard, in tokens; `selected`: those that belong to the source."""
         self.name, self.role, self.fingerprint = name, "domain", f"fingerprint of {name}"
+        self.plan_folder = None
         self._selected = selected
         self.targets: list[list[tuple[int, int]]] | None = None
         """Of each shard the spans of tokens that are to be predicted."""

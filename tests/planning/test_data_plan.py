@@ -12,6 +12,7 @@ from PIL import Image
 
 from cpt_dist.config import ScheduleConfig, StageConfig
 from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.plans import make_plan
 from cpt_dist.data.prepare import prepare
 from cpt_dist.data.shards import Source
 from cpt_dist.errors import UserError
@@ -55,6 +56,19 @@ def test_the_plan_counts_what_the_order_reads(config):
     assert plan["total"]["steps"] == 40 + 16
     assert plan["sources"]["law"]["held_out_documents"] == sources[0].manifest["counts"]["held_out"]
     assert plan["stages"][0]["sources"]["law"]["share_asked"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_plan_says_how_full_each_stages_own_packing_makes_the_rows(config):
+    config.stages[0].packing = "best_fit"
+    ramp, long = plan_data(config, learning_rate)["stages"]
+    assert (ramp["packing"], long["packing"]) == ("best_fit", "concat")
+    law = Source.open(Path(config.data.shards) / "law")
+    rows = make_plan(law, 64, "best_fit")
+    assert ramp["sources"]["law"]["rows"] == rows.num_rows
+    assert ramp["sources"]["law"]["utilisation"] == law.num_tokens / (64 * rows.num_rows)
+    fits = [np.diff(law.doc_offsets(shard).astype(int)).max() <= 64 for shard in range(len(law.shard_tokens))]
+    assert all(fits)
+    assert ramp["sources"]["law"]["cuts_at_most"] == 0
 
 
 def test_the_timeline_follows_mixture_and_learning_rate(config):
