@@ -60,7 +60,7 @@ def test_the_plan_counts_what_the_order_reads(config):
 
 def test_the_plan_says_how_full_each_stages_own_packing_makes_the_rows(config):
     config.stages[0].packing = "best_fit"
-    ramp, long = plan_data(config, learning_rate)["stages"]
+    ramp, long = plan_data(config)["stages"]
     assert (ramp["packing"], long["packing"]) == ("best_fit", "concat")
     law = Source.open(Path(config.data.shards) / "law")
     rows = make_plan(law, 64, "best_fit")
