@@ -240,7 +240,7 @@ class SampleOrder:
         return result
 
     def source_epochs(self, source: str, n: int) -> dict[str, float]:
-        """`StagePlan.rows_key` -> how often the rows of a source, its strata and generations together, were read so far."""
+        """`StagePlan.rows_key` -> how often the rows of a source, in all its views together, were read so far."""
         views = [number for number, name in enumerate(self.source_names) if source_of(name) == source]
         read: dict[RowsKey, int] = {}
         for stage, part in self._plan.parts(n):
