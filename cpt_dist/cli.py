@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import re
 import sys
+import traceback
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cpt_dist.cluster.environment import adopt_slurm_step
+from cpt_dist.cluster.health import RankLostError
+from cpt_dist.cluster.start_folder import record_outcome, redirect_output
 from cpt_dist.config import CptConfig
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.validation import validate
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 EXIT_USER_ERROR = 2
+EXIT_FAILURE = 1
 _STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -44,6 +51,8 @@ def run(
     this script takes for a key, such as "what", to that key; plain words are the values of the keys `words`, in their
     order. Ends the process with exit code 2 and a line a problem on a user's mistake.
     """
+    adopt_slurm_step(os.environ)
+    redirect_output(os.environ)
     rank = int(os.environ.get("RANK", 0))
     sys.argv[1:] = [word for word in sys.argv[1:] if not re.fullmatch(r"--local[_-]rank(=\d+)?", word)]
     sys.argv[1:] = [_lengthened(word, short or {}) for word in _keyed(sys.argv[1:], words)]
@@ -59,8 +68,15 @@ def run(
             validate(config)
             composed = True
             main(config)
+            if rank == 0:
+                record_outcome(os.environ, 0, "finished")
         except UserError as error:  # here, since Hydra writes a preamble of its own on an exception of the task
             _leave(error.problems, rank, same_on_all_ranks=not composed)
+        except RankLostError as error:
+            traceback.print_exc()
+            for line in error.lines:
+                print(f"error (rank {rank}): {line}", file=sys.stderr, flush=True)
+            sys.exit(EXIT_FAILURE)
         except OSError as error:
             if error.errno not in _STORAGE_ERRORS:
                 raise
@@ -91,6 +107,31 @@ def _keyed(arguments: list[str], keys: Sequence[str]) -> list[str]:
     return result
 
 
+def composed(words: list[str], needs: Iterable[str] = ()) -> CptConfig:
+    """The checked configuration of the command line `words`, as `run` would hand it to a script."""
+    overrides = _overrides(words)
+    folders = [word.split("=", 1)[1] for word in words if word.startswith("--config-dir=")]
+    _check_overrides(overrides)
+    ConfigStore.instance().store(name="cpt_config", node=CptConfig)
+    search_path = f"hydra.searchpath={json.dumps([f'file://{Path(folder).resolve()}' for folder in folders])}"
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        composition = hydra.compose("config", overrides=[*overrides, search_path])
+    config = _typed(_on_saved_config(composition, overrides), tuple(needs))
+    validate(config)
+    return config
+
+
+@contextmanager
+def user_mistakes() -> Iterator[None]:
+    """End the process with exit code 2 and a line a problem on a user's mistake."""
+    try:
+        yield
+    except UserError as error:
+        _leave(error.problems, rank=0, same_on_all_ranks=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        _leave([_one_line(error)], rank=0, same_on_all_ranks=True)
+
+
 def _lengthened(word: str, short: Mapping[str, str]) -> str:
     key, equals, value = word.partition("=")
     return f"{short[key]}={value}" if equals and key in short else word
@@ -101,6 +142,7 @@ def _leave(problems: list[str], rank: int, same_on_all_ranks: bool) -> typing.No
         prefix = "error: " if rank == 0 else f"error (rank {rank}): "
         for problem in problems:
             print(prefix + problem, file=sys.stderr, flush=True)
+    record_outcome(os.environ, EXIT_USER_ERROR, "error")
     sys.exit(EXIT_USER_ERROR)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from cpt_dist.cluster_config import ClusterConfig, HealthConfig
 from cpt_dist.curriculum_config import CurriculumConfig
 from cpt_dist.errors import UserError
 from cpt_dist.replay_config import ReplayConfig
@@ -312,6 +313,10 @@ class CptConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
+    stop_after_stage: str | None = None
+    """End, with exit code 0, when this stage is done; later stages are left to a later job."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}

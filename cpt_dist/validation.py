@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 
+from cpt_dist.cluster_config import cluster_problems, health_problems
 from cpt_dist.config import (
     INVALID_UTF8,
     PACKINGS,
@@ -237,6 +238,11 @@ def validate(config: CptConfig) -> None:
     problems.extend(
         f"stages: the name '{n}' is used twice; rename one" for n in {n for n in names if names.count(n) > 1}
     )
+    last = config.stop_after_stage
+    if last is not None and last not in names:
+        problems.append(f"stop_after_stage: there is no stage '{last}'; {nearest(last, names)}")
+    problems.extend(cluster_problems(config.cluster))
+    problems.extend(health_problems(config.health, config.engine.timeout_seconds))
     _check_counts(problems, config)
     evaluations = config.evaluation.during_training and config.evaluation.every_steps > 0
     problems.extend(replay_problems(config.replay, evaluations))

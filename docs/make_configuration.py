@@ -71,6 +71,8 @@ def page() -> str:
         ("consolidate", config.ConsolidateConfig),
         ("evaluate", config.EvaluateConfig),
         ("plan", config.PlanConfig),
+        ("cluster", config.ClusterConfig),
+        ("health", config.HealthConfig),
     ]
     parts = [HEAD]
     for name, schema in sections:

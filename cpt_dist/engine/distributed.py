@@ -1,7 +1,8 @@
 """This process among the processes of the job.
 
-It reads what torchrun and deepspeed put into the environment, and makes a group of one where neither is there, so
-that everything above runs the same on one process and on many. It starts no process itself.
+It reads what torchrun and deepspeed put into the environment (`cluster/environment.py` puts it there for srun), and
+makes a group of one where it is not there, so that everything above runs the same on one process and on many. It
+starts no process itself.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def start(config: EngineConfig) -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size)))
     if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
+        # A task of srun that was given one GPU sees that one alone, whatever its number on the node.
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     else:

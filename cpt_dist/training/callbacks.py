@@ -1,4 +1,4 @@
-"""What happens around the steps: metrics, checkpoints, evaluation, progress, signals.
+"""What happens around the steps: metrics, checkpoints, evaluation, progress, requests to stop.
 
 Each callback does one of them and is called on every rank in the same order. None of them changes the training
 trajectory, save adaptive replay, which does it through the ledger.
@@ -6,9 +6,7 @@ trajectory, save adaptive replay, which does it through the ledger.
 
 from __future__ import annotations
 
-import signal
 import time
-from typing import Any
 
 from cpt_dist.checkpoint.store import Probe
 from cpt_dist.training.accounting import checked_accounts
@@ -18,23 +16,7 @@ from cpt_dist.training.held_out import HeldOut
 from cpt_dist.training.metrics import MetricsWriter, WandbMirror
 from cpt_dist.training.progress import ProgressDisplay
 from cpt_dist.training.run import Run, StepResult
-
-
-class StopSignals(Callback):
-    """SIGTERM and SIGUSR1 ask for a checkpoint at the next step boundary and the end of the job.
-
-    A rank only notes the signal; `train_step` makes the ranks agree.
-    """
-
-    def on_start(self, run: Run) -> None:
-        def note(number: int, frame: Any) -> None:
-            run.stop_requested = True
-
-        self._previous = {which: signal.signal(which, note) for which in (signal.SIGTERM, signal.SIGUSR1)}
-
-    def on_end(self, run: Run) -> None:
-        for which, handler in self._previous.items():
-            signal.signal(which, handler)
+from cpt_dist.training.stop_requests import StopRequests
 
 
 class HeldOutEvaluation(Callback):
@@ -52,6 +34,7 @@ class HeldOutEvaluation(Callback):
             self._evaluate(run)
 
     def _evaluate(self, run: Run) -> None:
+        run.activity.enter("evaluation")
         scores = self._held_out.scores(run)
         run.bits_per_byte = (run.step, {name: one.summary()["bits_per_byte"] for name, one in scores.items()})
         if run.world.is_first:
@@ -75,6 +58,7 @@ class Checkpoints(Callback):
 
     def save(self, run: Run) -> None:
         """Write the checkpoint of the present step."""
+        run.activity.enter("checkpoint")
         accounts = checked_accounts(run)
         trainer = {
             "step": run.step,
@@ -104,6 +88,7 @@ class Checkpoints(Callback):
     def _record(run: Run) -> None:
         """A line for each checkpoint that is there since the last call."""
         for report in run.saver.reports() if run.world.is_first else ():
+            run.longest_save_seconds = max(run.longest_save_seconds, report.stall_seconds + report.write_seconds)
             record = {
                 "kind": "checkpoint",
                 "step": report.step,
@@ -125,7 +110,7 @@ class Checkpoints(Callback):
 
 def default_callbacks(run: Run) -> list[Callback]:
     """The callbacks that the configuration asks for, in the order in which they are called."""
-    chosen: list[Callback] = [StopSignals()]
+    chosen: list[Callback] = [StopRequests()]
     if run.world.is_first:
         chosen += [MetricsWriter(), ProgressDisplay()]
         if run.config.logging.wandb:

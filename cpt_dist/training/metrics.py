@@ -43,6 +43,7 @@ def step_record(run: Run, result: StepResult, tokens_per_second: float, peak_flo
         "tokens_per_second": tokens_per_second,
         "mfu": flops / (peak_flops * run.world.size),
         "data_wait_share": result.data_wait_seconds / result.seconds,
+        "straggler": _straggler_record(run, result),
         "memory_bytes": resident_bytes(run.world.device),
         "planned_tokens": by_source(planned),
         "realised_tokens": by_source(realised),
@@ -76,6 +77,14 @@ def _strata(
         for name in parted(names)
     }
     return {"strata": strata} if strata else {}
+
+
+def _straggler_record(run: Run, result: StepResult) -> dict[str, Any] | None:
+    slowest = result.straggler
+    if slowest is None:
+        return None
+    node = run.nodes[slowest.rank] if run.nodes else None
+    return {"node": node} | vars(slowest)
 
 
 class MetricsWriter(Callback):

@@ -15,6 +15,8 @@ import torch
 
 from cpt_dist.checkpoint.saver import Saver
 from cpt_dist.checkpoint.store import CheckpointStore
+from cpt_dist.cluster.health import Straggler
+from cpt_dist.cluster.heartbeat import Activity
 from cpt_dist.config import CptConfig, StageConfig
 from cpt_dist.data.batches import Batch, build_batch
 from cpt_dist.data.loader import StepLoader
@@ -28,6 +30,7 @@ from cpt_dist.engine.distributed import World
 from cpt_dist.errors import UserError
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.schedules import run_learning_rate
+from cpt_dist.training.own_time import OwnTime
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,17 @@ class StepResult:
     seconds: float
     data_wait_seconds: float
     """Time that this rank waited for batches; the longest of all ranks."""
-    stop_requested: bool
-    """Some rank was asked to stop."""
+    straggler: Straggler | None
+    """The slowest rank; None for a single one."""
+    stop_reason: str | None
+    """Why the job stops after this step, one of `cluster.stop.REASONS`, if some rank was asked to."""
     save_failed: bool = False
     """Some rank knows that the checkpoint written in the background has failed."""
+
+    @property
+    def stop_requested(self) -> bool:
+        """Some rank was asked to stop."""
+        return self.stop_reason is not None
 
     @property
     def loss(self) -> float:
@@ -135,12 +145,23 @@ class Run:
     position: int = 0
     """Samples done: the n of the next sample."""
     callbacks: list[Any] = field(default_factory=list)
-    stop_requested: bool = False
-    """Set by a signal on this rank; the ranks agree on it at the end of a step."""
+    stop_reason: str | None = None
+    """What this rank was asked to stop for, if it was; the ranks agree on it at the end of a step."""
+    stopped_for: str | None = None
+    """What the ranks agreed to stop for, if they did."""
     bits_per_byte: tuple[int, dict[str, float]] = (-1, {})
     """Step of the newest evaluation inside the job, and what it found for each source."""
+    activity: Activity = field(default_factory=Activity)
+    """What this rank does now, for heartbeats and the straggler report."""
+    nodes: list[str] = field(default_factory=list)
+    """Name of each rank's node."""
+    longest_save_seconds: float = 0.0
+    """Of this job's checkpoints."""
     last_record: dict[str, Any] = field(default_factory=dict)
     """The newest line of metrics.jsonl of kind step (rank 0)."""
+
+    def __post_init__(self) -> None:
+        self.own_time = OwnTime(self.config.health.probe_every_steps, self.world.device)
 
     @property
     def step(self) -> int:
@@ -156,14 +177,21 @@ class Run:
         return sum(stage.num_steps for stage in self.order.stages)
 
     @property
+    def end(self) -> int:
+        """Where this job ends: after the last sample of all stages, or of `stop_after_stage`."""
+        names = [stage.name for stage in self.config.stages]
+        last = self.config.stop_after_stage
+        return self.order.num_samples if last is None else int(self.order.stage_starts[names.index(last) + 1])
+
+    @property
     def finished(self) -> bool:
-        """Whether every sample of every stage is done."""
-        return self.position >= self.order.num_samples
+        """Whether every sample of every stage that this job has to do is done."""
+        return self.position >= self.end
 
     def remaining_stages(self) -> Iterator[tuple[int, StageConfig]]:
-        """Index and configuration of the stages that are not finished, the one in progress first."""
+        """Index and configuration of the stages that this job has to do yet, the one in progress first."""
         for index, stage in enumerate(self.config.stages):
-            if self.position < self.order.stage_starts[index + 1]:
+            if self.position < self.order.stage_starts[index + 1] <= self.end:
                 yield index, stage
 
     def steps_of(self, index: int) -> Iterator[StepBatches]:
@@ -203,12 +231,14 @@ class Run:
             if new_entries and self.position >= new_entries[0].n_start:
                 return
             prefetcher.move_to(self.position)
+            self.activity.enter("data", self.step + 1)
             error, micro_batches = None, []
             try:
                 micro_batches = next(batches)
             except UserError as raised:
                 error = raised
             targets = sum(batch.num_target_tokens for batch in micro_batches)
+            self.activity.enter("meeting")
             totals = self.world.sum(torch.tensor([targets, int(error is not None)]))
             if totals[1]:
                 raise error or UserError("another rank can't read its data; its own message says why")

@@ -6,14 +6,20 @@ recorded, saved or evaluated is in `callbacks.py`; how a run is put together, or
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
 import torch
 
+from cpt_dist.cluster.health import OWN_TIME, straggler
+from cpt_dist.cluster.start_folder import record_outcome
+from cpt_dist.cluster.stop import REASONS, SIGNAL, agreed_reason
 from cpt_dist.config import CptConfig, StageConfig
 from cpt_dist.engine import distributed
 from cpt_dist.errors import UserError
+from cpt_dist.training.health import Health
+from cpt_dist.training.node_check import check_nodes
 from cpt_dist.training.run import Run, StepBatches, StepResult
 from cpt_dist.training.setup import set_up
 
@@ -28,13 +34,24 @@ def train(config: CptConfig) -> None:
 
     Leaves the process with `EXIT_REQUEUE` when it was asked to stop before the end.
     """
-    world = distributed.start(config.engine)
+    health = Health(config)
     try:
+        world = distributed.start(config.engine)
+        health.meet(world)
+        check_nodes(config, world)
+        health.activity.enter("set up")
         run = set_up(config, world)
+        run.activity, run.nodes = health.activity, health.nodes
         fit(run)
+    except (RuntimeError, UserError) as error:
+        health.explain(error)
+        raise
     finally:
+        health.end()
         distributed.stop()
     if not run.finished:
+        if world.is_first:
+            record_outcome(os.environ, EXIT_REQUEUE, run.stopped_for or SIGNAL)
         sys.exit(EXIT_REQUEUE)
 
 
@@ -56,7 +73,8 @@ def _steps(run: Run) -> None:
             result = train_step(run, index, stage, batches)
             run.totals.add(result)
             run.each("after_step", result)
-            if result.stop_requested:
+            run.stopped_for = result.stop_reason
+            if run.stopped_for:
                 return
 
 
@@ -67,6 +85,7 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
     change, where the loss is not finite.
     """
     begin = time.perf_counter()
+    run.activity.enter("forward and backward", run.step + 1)
     engine, world = run.engine, run.world
     num_sources = len(run.sources)
     batch_samples = run.order.stages[index].batch_samples
@@ -81,16 +100,19 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
         is_target = batch.labels >= 0
         for row, values in enumerate((nll, is_target, torch.ones_like(is_target))):
             sums[row] += run.sums_by_source(values, batch.source_ids)
-    waits = torch.zeros(world.size, dtype=torch.float64)
-    waits[world.rank] = batches.wait_seconds
-    votes = torch.tensor([float(run.stop_requested), float(run.saver.failed)], dtype=torch.float64)
-    shared = world.sum(torch.cat([sums.flatten(), waits, votes])).cpu()
-    sums = shared[: 6 * num_sources].view(6, num_sources)
+    run.activity.enter("agreement")
+    own_times = torch.zeros(world.size, len(OWN_TIME), dtype=torch.float64)
+    own_times[world.rank] = torch.tensor(run.own_time.measured(run.activity, batches.wait_seconds, run.step))
+    votes = torch.tensor([*(reason == run.stop_reason for reason in REASONS), run.saver.failed], dtype=torch.float64)
+    parts = (sums, own_times, votes)
+    shared = world.sum(torch.cat([part.flatten() for part in parts])).cpu().split([part.numel() for part in parts])
+    sums, own_times, votes = (one.view(part.shape) for one, part in zip(shared, parts, strict=True))
     if not torch.isfinite(sums[0]).all():
         raise FloatingPointError(
             f"step {run.step + 1}: the loss is not finite; samples {run.position} to "
             f"{run.position + batch_samples - 1}; checkpoints before it: {run.store.steps()}"
         )
+    run.activity.enter("optimizer")
     run.position += batch_samples
     rate = run.learning_rate(index, run.progress(index))
     norm = engine.step(rate)
@@ -106,7 +128,8 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
         skipped_pieces_by_source=[int(count) for count in sums[4]],
         skipped_tokens_by_source=[int(count) for count in sums[5]],
         seconds=time.perf_counter() - begin + batches.wait_seconds,
-        data_wait_seconds=float(shared[6 * num_sources : -2].max()),
-        stop_requested=bool(shared[-2] > 0),
-        save_failed=bool(shared[-1] > 0),
+        data_wait_seconds=float(own_times[:, 0].max()),
+        straggler=straggler(own_times.tolist()),
+        stop_reason=agreed_reason(votes[:-1].tolist()),
+        save_failed=bool(votes[-1] > 0),
     )
