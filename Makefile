@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # More would let tests with processes of their own fight over the cores of a small machine.
 TEST_PROCESSES ?= 2
 
-.PHONY: setup demo test test-fast lint bench docs clean
+.PHONY: setup demo test test-fast test-slurm lint bench docs clean
 
 setup: $(STAMP)
 
@@ -23,7 +23,11 @@ test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not distributed and not e2e and not peer'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not distributed and not e2e and not peer and not slurm'
+
+# Real jobs on a Slurm of two nodes, and two network namespaces; as root, else it fails.
+test-slurm: setup
+	OMP_NUM_THREADS=1 CPT_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm tests/cluster
 
 lint: setup
 	$(BIN)/ruff check .

@@ -97,3 +97,121 @@ def test_two_nodes_train_to_the_end(submitter, reference, launcher, engine, fold
     assert submitter.losses() == pytest.approx(reference, rel=LOSS_TOLERANCE)
     outputs = sorted(path.name for path in submitter.run_dir.glob(f"logs/{number}.0/rank-*.out"))
     assert outputs == ["rank-00000.out", "rank-00001.out"]
+
+
+SLOWLY = """\
+import time
+
+from cpt_dist.run_directory import RunDirectory
+
+append = RunDirectory.append_metrics
+
+
+def slowly(self, record):
+    append(self, record)
+    if record["kind"] == "step":
+        time.sleep({seconds})
+
+
+RunDirectory.append_metrics = slowly
+"""
+
+
+@pytest.fixture
+def slow_steps(tmp_path):
+    """Words that make every step of a job take that much longer, from outside."""
+
+    def words(seconds):
+        (tmp_path / "sitecustomize.py").write_text(SLOWLY.format(seconds=seconds))
+        return f"+cluster.environment.PYTHONPATH={tmp_path}"
+
+    return words
+
+
+def test_a_job_that_meets_its_time_limit_is_requeued_until_it_is_done(submitter, reference, slow_steps):
+    words = submitter.experiment()
+    limit = ["time=1", "cluster.signal_margin_seconds=10", slow_steps(1.5)]
+    (number,) = submitter.submit(*words, *limit, "nodes=2", "launcher=deepspeed", "engine=zero2")
+    submitter.ends_well(number, seconds=300)
+    *stopped, last = submitter.history()
+    assert {(start["code"], start["reason"]) for start in stopped} <= {(75, "signal"), (75, "time limit")}
+    assert stopped
+    assert (last["code"], last["reason"]) == (0, "finished")
+    assert submitter.losses() == pytest.approx(reference, rel=LOSS_TOLERANCE)
+
+
+def test_a_signal_and_a_drained_node_move_the_job_to_another_node(submitter, reference, slow_steps, slurm):
+    words = submitter.experiment()
+    (number,) = submitter.submit(*words, slow_steps(1.0), "cluster.ranks_per_node=2", "launcher=torchrun")
+    submitter.wait_for_step(number, 3)
+    node = slurm.job(number)["BatchHost"]
+    slurm.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
+    try:
+        slurm.run("scancel", "--signal=USR1", "--batch", number)
+        job = submitter.ends_well(number)
+    finally:
+        slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+    assert job["BatchHost"] != node
+    assert job["Restarts"] == "1"
+    assert [(start["code"], start["reason"]) for start in submitter.history()] == [(75, "signal"), (0, "finished")]
+    assert submitter.losses() == pytest.approx(reference, rel=LOSS_TOLERANCE)
+
+
+def test_after_a_lost_rank_its_node_is_excluded_and_the_run_goes_on(submitter, reference, slow_steps):
+    words = submitter.experiment(checkpoint={"every_steps": 2})
+    policy = ["cluster.backoff_seconds=1", "cluster.node_failures=1", "nodes=1", "cluster.ranks_per_node=1"]
+    (number,) = submitter.submit(*words, *policy, slow_steps(0.5), "launcher=srun", "nodes=2")
+    submitter.wait_for_step(number, 4)
+    beat = json.loads((submitter.run_dir / "health" / "rank-00001.json").read_text())
+    os.kill(beat["pid"], 9)
+    job = submitter.slurm.wait(number, states=("PENDING",), seconds=60)
+    (failure,) = submitter.history()
+    assert (failure["code"], failure["blamed"]) == (1, [beat["node"]])
+    time.sleep(1)
+    job = submitter.slurm.job(number)
+    assert job["ExcNodeList"] == beat["node"]
+    said = (submitter.run_dir / "logs" / f"{number}.0" / "rank-00000.out").read_text()
+    assert re.search(rf"error \(rank 0\): step \d+, .*: rank 1 on {beat['node']} \(.*\) doesn't answer", said)
+    # Two nodes without that one are more than this cluster has.
+    submitter.slurm.run("scontrol", "update", f"JobId={number}", "ExcNodeList=")
+    submitter.ends_well(number)
+    assert submitter.losses() == pytest.approx(reference, rel=LOSS_TOLERANCE)
+
+
+def test_a_sweep_is_an_array_job(submitter, slurm):
+    words = submitter.experiment()
+    (number,) = submitter.submit(*words, "sweep.seed=0,1", "launcher=srun")
+    end = time.monotonic() + 150
+    while slurm.run("squeue", "-h", "-j", number, check=False).strip():
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    folders = sorted(path for path in submitter.run_dir.glob("task-*"))
+    assert [folder.name for folder in folders] == ["task-000-seed-0", "task-001-seed-1"]
+    curves = [submitter.losses(folder) for folder in folders]
+    assert len(curves[0]) == len(curves[1]) == 20
+    assert curves[0] != curves[1]
+
+
+def test_jobs_follow_each_other(submitter, slurm):
+    stage = submitter.config["stages"][0]
+    stages = [stage | {"name": name, "tokens": "1024"} for name in ("first", "second")]
+    words = submitter.experiment(stages=stages)
+    numbers = submitter.submit(*words, "chain=[stages,consolidate]", "launcher=srun")
+    assert len(numbers) == 3
+    for number in numbers:
+        submitter.ends_well(number)
+    steps = tiny_run.read_metrics(submitter.run_dir)
+    assert [step["stage"] for step in steps] == ["first"] * 4 + ["second"] * 4
+    assert [record["step"] for record in tiny_run.read_metrics(submitter.run_dir, "resume")] == [4]
+    assert (submitter.run_dir / "model" / "config.json").exists()
+
+
+def test_a_job_that_slurm_refuses_is_one_line(submitter):
+    words = submitter.experiment()
+    command = [sys.executable, str(tiny_run.ROOT / "launch" / "submit.py"), *words, "partition=nowhere"]
+    done = subprocess.run(
+        command, env=submitter.slurm.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "invalid partition specified: nowhere" in done.stderr
+    assert done.stderr.count("\n") == 1
