@@ -20,6 +20,7 @@ from cpt_dist.cluster_config import ClusterConfig, HealthConfig
 from cpt_dist.curriculum_config import CurriculumConfig
 from cpt_dist.errors import UserError
 from cpt_dist.replay_config import ReplayConfig
+from cpt_dist.rope_config import RopeConfig
 from cpt_dist.schedule_config import ScheduleConfig
 from cpt_dist.strata_config import StrataConfig
 
@@ -198,6 +199,8 @@ class StageConfig:
     stages on short documents). Attention stays within a document either way."""
     schedule: ScheduleConfig | None = None
     """Learning rate of this stage; default: the run's `schedule`."""
+    rope: RopeConfig | None = None
+    """RoPE from this stage on (docs/long_context.md); default: that of the stage before, at first the base model's."""
 
 
 @dataclass

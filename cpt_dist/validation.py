@@ -25,6 +25,7 @@ from cpt_dist.curriculum_config import curriculum_problems
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.nested_mixture import flat_mixture, inner_mixture, nested_problems, outer_mixture
 from cpt_dist.replay_config import replay_problems
+from cpt_dist.rope_config import rope_problems
 from cpt_dist.schedule_config import schedule_problems
 from cpt_dist.schedules import stage_schedules
 from cpt_dist.strata_config import LABEL, LENGTH, strata_problems
@@ -71,6 +72,8 @@ def _check_stage(problems: list[str], index: int, stage: StageConfig, sources: d
     _one_of(problems, f"{key}.positions", stage.positions, POSITIONS)
     if stage.schedule is not None:
         problems.extend(f"{key}.schedule.{one}" for one in schedule_problems(stage.schedule))
+    if stage.rope is not None:
+        problems.extend(f"{key}.rope.{one}" for one in rope_problems(stage.rope))
 
 
 def _mixture_problems(key: str, stage: StageConfig, sources: dict[str, SourceConfig]) -> list[str]:

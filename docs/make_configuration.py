@@ -63,6 +63,7 @@ def page() -> str:
         ("schedule", config.ScheduleConfig),
         ("stages.N", config.StageConfig),
         ("stages.N.curriculum", config.CurriculumConfig),
+        ("stages.N.rope", config.RopeConfig),
         ("replay", config.ReplayConfig),
         ("checkpoint", config.CheckpointConfig),
         ("checkpoints", config.CheckpointsConfig),

@@ -79,7 +79,7 @@ def consolidate(
         specs = _write_weights(SafeReader(store.path(step) / "state"), temporary, dtype, max_shard_bytes)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         copy_model_files(model_files, temporary)
-        write_export_config(temporary, dtype_name)
+        write_export_config(temporary, dtype_name, store.trainer(step).get("rope"))
         probe = store.probe(step)
         difference = logit_difference(temporary, probe, dtype) if probe is not None else None
         if difference is not None and not difference <= LOGIT_TOLERANCE[dtype]:

@@ -57,12 +57,3 @@ def max_positions(config: dict[str, Any]) -> int | None:
     """Tokens of the longest sequence that a config.json declares, or None where it declares no limit."""
     declared = [config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)]
     return declared[0] if declared else None
-
-
-def check_seq_len(folder: str | Path, seq_len: int, what: str = "seq_len") -> None:
-    """Raise UserError, with the setting's name `what`, where rows of `seq_len` tokens exceed the model's positions."""
-    limit = max_positions(read_model_config(folder))
-    if limit is not None and seq_len > limit:
-        raise UserError(
-            f"{what}: {seq_len} is beyond the {limit} positions of the model in '{folder}'; lower it to {limit}"
-        )

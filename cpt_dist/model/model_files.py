@@ -53,16 +53,21 @@ def copy_model_files(source: str | Path, target: str | Path, tokenizer: str | Pa
     return sorted(copied)
 
 
-def write_export_config(folder: str | Path, dtype: str) -> None:
+def write_export_config(folder: str | Path, dtype: str, rope: dict[str, Any] | None = None) -> None:
     """Make the config.json in `folder` say the same to transformers 4 and 5.
 
-    `dtype` is the type of the exported weights, fp32 or bf16. The element type is written as `dtype` (5) and
+    `dtype` is the type of the exported weights, fp32 or bf16; `rope` (as `rope_switch.rope_of` gives it) replaces what
+    the file says of RoPE and positions. The element type is written as `dtype` (5) and
     `torch_dtype` (4), RoPE as `rope_parameters` (5) and as `rope_theta` + `rope_scaling` (4). Raises ValueError for
     another dtype, UserError where there is no config.json.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype '{dtype}' is none of {', '.join(DTYPES)}")
     config = read_model_config(folder)
+    if rope:
+        for key in ("rope_scaling", "rope_theta", "partial_rotary_factor"):
+            config.pop(key, None)
+        config |= rope
     config.update({"dtype": DTYPES[dtype], "torch_dtype": DTYPES[dtype]}, **both_rope_forms(config))
     write_json(Path(folder) / "config.json", config)
 

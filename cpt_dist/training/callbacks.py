@@ -69,6 +69,7 @@ class Checkpoints(Callback):
             "totals": vars(run.totals),
             "engine": run.engine.name,
             "world_size": run.world.size,
+            "rope": run.changed_rope(),
         }
         evaluated_step, bits_per_byte = run.bits_per_byte
         run.saver.save(

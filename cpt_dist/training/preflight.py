@@ -17,7 +17,8 @@ from cpt_dist.data.shards import Source, tokenizer_fingerprint
 from cpt_dist.data.take_down import read_list
 from cpt_dist.data.views import views_of
 from cpt_dist.errors import UserError
-from cpt_dist.model.folder import check_model_folder, check_seq_len
+from cpt_dist.model.folder import check_model_folder, read_model_config
+from cpt_dist.model.rope import stage_ropes
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.training.growth import sources_and_order
 
@@ -70,8 +71,7 @@ def check_files(config: CptConfig) -> None:
         collect(read_list, config.data.take_down)
     collect(check_model_folder, config.model.path)
     if not problems:
-        for index, stage in enumerate(config.stages):
-            collect(check_seq_len, config.model.path, stage.seq_len, f"stages.{index}.seq_len")
+        collect(stage_ropes, read_model_config(config.model.path), config.stages)
         collect(check_order)
     if problems:
         raise UserError(problems)

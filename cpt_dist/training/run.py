@@ -28,6 +28,9 @@ from cpt_dist.data.shards import Source
 from cpt_dist.engine.base import Engine
 from cpt_dist.engine.distributed import World
 from cpt_dist.errors import UserError
+from cpt_dist.model.folder import read_model_config
+from cpt_dist.model.rope import StageRope, stage_ropes
+from cpt_dist.model.rope_switch import rope_of, set_rope
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.schedules import run_learning_rate
 from cpt_dist.training.own_time import OwnTime
@@ -142,6 +145,8 @@ class Run:
     store: CheckpointStore
     saver: Saver
     totals: Totals
+    base_rope: dict[str, Any] = field(default_factory=dict)
+    """RoPE of the base model, as `rope_of` gives it."""
     position: int = 0
     """Samples done: the n of the next sample."""
     callbacks: list[Any] = field(default_factory=list)
@@ -187,6 +192,16 @@ class Run:
     def finished(self) -> bool:
         """Whether every sample of every stage that this job has to do is done."""
         return self.position >= self.end
+
+    def enter_stage(self, index: int) -> None:
+        """Give the model what stage `index` trains with."""
+        rope = self.stage_ropes[index]
+        set_rope(self.engine.model, self.base_rope if rope is None else rope.config_changes)
+
+    def changed_rope(self) -> dict[str, Any]:
+        """The RoPE that the model has now, as `rope_of` gives it; empty where it is the base model's."""
+        rope = rope_of(self.engine.model)
+        return {} if rope == self.base_rope else rope
 
     def remaining_stages(self) -> Iterator[tuple[int, StageConfig]]:
         """Index and configuration of the stages that this job has to do yet, the one in progress first."""
@@ -244,6 +259,11 @@ class Run:
                 raise error or UserError("another rank can't read its data; its own message says why")
             yield StepBatches(micro_batches, max(1, int(totals[0])), loader.wait_seconds - waited)
             waited = loader.wait_seconds
+
+    @cached_property
+    def stage_ropes(self) -> list[StageRope | None]:
+        """The RoPE of each stage; None: the base model's."""
+        return stage_ropes(read_model_config(self.config.model.path), self.config.stages)
 
     @cached_property
     def learning_rate(self) -> Callable[[int, float], float]:

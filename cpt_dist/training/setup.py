@@ -24,6 +24,7 @@ from cpt_dist.engine.distributed import World
 from cpt_dist.engine.precision import resolve_precision
 from cpt_dist.model.load import load_model
 from cpt_dist.model.model_files import copy_model_files
+from cpt_dist.model.rope_switch import rope_of
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.training.callbacks import default_callbacks
 from cpt_dist.training.growth import saved_views, sources_and_order
@@ -59,6 +60,7 @@ def set_up(config: CptConfig, world: World) -> Run:
         engine=engine,
         store=store,
         saver=Saver(store, config.checkpoint.asynchronous, world.local_size),
+        base_rope=rope_of(model),
         totals=Totals.zero(len(sources)),
     )
     if world.is_first:

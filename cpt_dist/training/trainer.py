@@ -69,6 +69,7 @@ def fit(run: Run) -> None:
 
 def _steps(run: Run) -> None:
     for index, stage in run.remaining_stages():
+        run.enter_stage(index)
         for batches in run.steps_of(index):
             result = train_step(run, index, stage, batches)
             run.totals.add(result)

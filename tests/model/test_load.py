@@ -26,7 +26,7 @@ from transformers import (
 from cpt_dist.config import ModelConfig
 from cpt_dist.errors import UserError
 from cpt_dist.model.flops import mean_context
-from cpt_dist.model.folder import check_model_folder, check_seq_len
+from cpt_dist.model.folder import check_model_folder
 from cpt_dist.model.load import load_model
 from cpt_dist.model.packed import hf_name
 from tests.helpers.models import FAMILIES, save, tiny_gpt2, tiny_llama, tiny_mistral, tiny_qwen2
@@ -192,14 +192,6 @@ def test_a_window_that_does_not_reach_the_attention_is_noticed(tmp_path):
     ids, positions, borders = one_document()
     with pytest.raises(UserError, match="sliding window that it does not pass on"):
         model(ids, ids, positions, borders, 12.0)
-
-
-def test_sequences_beyond_the_positions_are_refused_without_loading_anything(folder, tmp_path):
-    check_seq_len(folder, 128)
-    with pytest.raises(UserError, match=r"stages.0.seq_len: 129 is beyond the 128 positions .* lower it to 128"):
-        check_seq_len(folder, 129, "stages.0.seq_len")
-    with pytest.raises(UserError, match="129 is beyond the 128 positions"):
-        check_seq_len(tiny_gpt2(tmp_path / "gpt2"), 129)
 
 
 def test_a_model_in_several_files_is_complete(folder, tmp_path):
