@@ -40,6 +40,7 @@ bench: setup
 	$(BIN)/python benchmarks/quotas.py
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/simulate.py
+	$(BIN)/python benchmarks/stream.py
 
 docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_docs.py

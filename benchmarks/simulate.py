@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import platform
 import statistics
 import time
@@ -53,6 +54,9 @@ class ZeroSource:
             bounds = np.arange(0, self.shard_tokens[shard], DOCUMENT_TOKENS, dtype=np.uint64)
             self._offsets = {shard: np.append(bounds, np.uint64(self.shard_tokens[shard]))}
         return self._offsets[shard]
+
+    def loss_spans(self, shard: int) -> None:
+        return None
 
     def doc_ids(self, shard: int) -> np.ndarray:
         return np.broadcast_to(np.uint8(0), (len(self.doc_offsets(shard)) - 1, 16))
@@ -137,15 +141,16 @@ def at_point(
         loader = StepLoader(order, sources, stage=stage, rank=rank, world_size=ranks, first_sample=first)
         next(iter(loader))
 
-    cold = SampleOrder.from_sources(stages, sources, seed=order.seed)
-    begin = time.process_time()
-    cold.samples(first, 1)
-    cold_seconds = time.process_time() - begin
+    def cold_resume() -> None:
+        # Plans of rows are kept with a source object, so a process that has just begun is a new one of each.
+        begun = [ZeroSource(source.name, source.shard_tokens, source.fingerprint) for source in sources]
+        SampleOrder.from_sources(stages, begun, seed=order.seed).samples(first, 1)
+
     return {
         "progress": point,
         "step": step,
         "sample": first,
-        "cold_sample_seconds": cold_seconds,
+        "cold_resume_seconds": timed(cold_resume),
         "samples_of_a_global_batch_seconds": timed(lambda: order.samples(first, order.stages[stage].batch_samples)),
         "slots_of_a_rank_seconds": timed(lambda: rank_slots(order.seed, first, ranks, rank, ranks)),
         "new_loader_and_first_batch_seconds": timed(first_batch),
@@ -176,7 +181,7 @@ def simulate(num_sources: int, num_shards: int, num_tokens: int, ranks: int) -> 
         "machine": {"python": platform.python_version(), "numpy": np.__version__, "processor": platform.machine()},
         "start_seconds": timed(lambda: SampleOrder.from_sources(stages, sources, seed=7)),
         "memory_bytes": process.memory_info().rss - before,
-        "state_bytes": len(str(order.state(order.num_samples // 2))),
+        "state_bytes": len(json.dumps(order.state(order.num_samples // 2))),
         "quota_error_bound_samples": [order.error_bound(stage) for stage in range(len(stages))],
         "points": points,
     }
@@ -193,12 +198,12 @@ def show(result: dict[str, Any]) -> None:
         f"start {result['start_seconds'] * 1e3:.0f} ms, memory {result['memory_bytes'] / 1e6:.1f} MB, "
         f"state {result['state_bytes']:,} bytes (CPU time of one core, medians of {NUM_REPEATS})"
     )
-    columns = ["progress", "sample", "cold sample", "global batch", "slots", "loader + batch", "exact"]
+    columns = ["progress", "sample", "cold resume", "global batch", "slots", "loader + batch", "exact"]
     table = Table()
     for column in columns:
         table.add_column(column, justify="right")
     for point in result["points"]:
-        keys = ("cold_sample", "samples_of_a_global_batch", "slots_of_a_rank", "new_loader_and_first_batch")
+        keys = ("cold_resume", "samples_of_a_global_batch", "slots_of_a_rank", "new_loader_and_first_batch")
         times = [f"{point[f'{key}_seconds'] * 1e3:.2f} ms" for key in keys]
         wrong = [name for name, holds in point["exact"].items() if not holds]
         table.add_row(f"{point['progress']:.0%}", f"{point['sample']:,}", *times, ", ".join(wrong) or "yes")
