@@ -259,17 +259,19 @@ class CachedFile:
 def check_cache_holds(data: DataConfig, sources: Mapping[str, Sequence[CachedFile]]) -> None:
     """Refuse a cache too small for the shards that are drawn from at one time: each would be fetched for every row.
 
-    `sources` is name -> its files behind a URL. Raises UserError that names the sizes which would do.
+    `sources` is name -> its files behind a URL; strata of a source draw from windows of their own, maybe over the same
+    files. Raises UserError that names the sizes which would do.
     """
     settings = FetchSettings.of(data)
-    sizes = {name: sorted((f.entry["bytes"] for f in files), reverse=True) for name, files in sources.items()}
+    sizes = {name: sorted((f.entry["bytes"] for f in files), reverse=True) for name, files in sources.items() if files}
     window = data.shuffle_window_shards
     # Where a window ends within a batch, the batch draws from this one and the next.
     ahead = max(window, data.prefetch_shards)
-    at_a_time = window + ahead if window else None
-    needed = sum(sum(largest[:at_a_time]) for largest in sizes.values())
+    at_a_time = {name: sum(largest[: window + ahead] if window else largest) for name, largest in sizes.items()}
+    every = {file.path: file.entry["bytes"] for files in sources.values() for file in files}
+    needed = min(sum(at_a_time.values()), sum(every.values()))
     if needed > settings.cache_bytes:
-        largest = ", ".join(f"{name} {sum(of[:at_a_time])}" for name, of in sizes.items() if of)
+        largest = ", ".join(f"{name} {num_bytes}" for name, num_bytes in at_a_time.items())
         what = f"{window} shards a window and {ahead} of the next" if window else "all of a source's shards"
         fix = (
             "lower data.shuffle_window_shards or data.prefetch_shards"

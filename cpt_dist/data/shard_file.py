@@ -99,6 +99,11 @@ class ShardFile:
                     raise self._refuse(f"block {block} has checksum {found} but its manifest says {expected}")
                 self.verified[block] = True
 
+    def has(self, name: str) -> bool:
+        """Whether the shard has a tensor of that name."""
+        self.open()
+        return name in self.sections
+
     def verify_all(self) -> None:
         """Check every block now."""
         memory = self.open()
@@ -154,6 +159,18 @@ class RemoteShardFile(ShardFile):
                 return column
         return self._read_whole(name, start, stop)
 
+    def has(self, name: str) -> bool:
+        """Whether the shard has a tensor of that name, from its header alone."""
+        return name in self._columns if self._read_header() else super().has(name)
+
+    def _read_header(self) -> bool:
+        """Fill `_columns` from the first block; False where the header is longer, or the shard too small for that."""
+        if not self._columns and len(self.entry["blocks"]) >= _FEWEST_BLOCKS:
+            header = np.frombuffer(CachedFile(self._folder, self.entry, self.source, 0, 1).verified_map(), np.uint8)
+            if 8 + int.from_bytes(header[:8].tobytes(), "little") <= len(header):
+                self._columns = layout(header)
+        return bool(self._columns)
+
     def _read_whole(self, name: str, start: int, stop: int) -> np.ndarray:
         try:
             return super().read(name, start, stop)
@@ -167,14 +184,9 @@ class RemoteShardFile(ShardFile):
 
     def _read_column(self, name: str, start: int, stop: int) -> np.ndarray | None:
         """`read` from the blocks of the tensor alone; None where those are most of the shard."""
-        block_bytes, num_blocks = self.entry["block_bytes"], len(self.entry["blocks"])
-        if num_blocks < _FEWEST_BLOCKS:
+        if not self._read_header():
             return None
-        if not self._columns:
-            header = np.frombuffer(CachedFile(self._folder, self.entry, self.source, 0, 1).verified_map(), np.uint8)
-            if 8 + int.from_bytes(header[:8].tobytes(), "little") > len(header):
-                return None
-            self._columns = layout(header)
+        block_bytes, num_blocks = self.entry["block_bytes"], len(self.entry["blocks"])
         dtype, first, last = self._columns[name]
         blocks = first // block_bytes, -(-last // block_bytes)
         if blocks[1] - blocks[0] > num_blocks // 2:

@@ -166,8 +166,7 @@ class Source:
 
     def column(self, shard: int, name: str) -> np.ndarray | None:
         """A column of scores (float16) or labels (uint16), [num_documents], as `columns.py` names it; None: no such."""
-        self._shards[shard].open()
-        if name not in self._shards[shard].sections:
+        if not self._shards[shard].has(name):
             return None
         return self._shards[shard].read(name, 0, self._shards[shard].entry["documents"])
 

@@ -37,8 +37,9 @@ def open_sources(config: CptConfig) -> list[Source]:
                 problems += error.problems
     if problems:
         raise UserError(problems)
-    check_cache_holds(config.data, {source.name: source.remote_files for source in sources})
-    return views_of(sources, config.data.sources)
+    views = views_of(sources, config.data.sources)
+    check_cache_holds(config.data, {view.name: view.remote_files for view in views})
+    return views
 
 
 def _newest_trainer(config: CptConfig) -> dict[str, Any] | None:

@@ -160,8 +160,11 @@ def test_a_cache_too_small_for_what_is_drawn_from_is_refused(served, tmp_path):
         UserError, match=rf"cache_bytes: {total - 1} bytes hold less .* raise it to {total} or more, or"
     ):
         check_cache_holds(data, files)
+    strata = {"law/high": files["law"], "law/low": files["law"], "news": files["news"]}
+    with pytest.raises(UserError, match=rf"raise it to {total} or more"):
+        check_cache_holds(data, strata)
     data.shuffle_window_shards = 1
-    check_cache_holds(data, files)
+    check_cache_holds(data, strata)
 
 
 def test_workers_outlive_the_signals_that_ask_a_job_to_stop(served, folder, tmp_path):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from cpt_dist.data.plans import make_plan
 from cpt_dist.data.remote import FetchSettings, RemoteFolder
 from cpt_dist.data.shards import Source, read_held_out
 from cpt_dist.errors import UserError
@@ -358,6 +359,7 @@ def test_columns_are_read_without_fetching_the_tokens(many_documents, settings):
         for column in ("doc_offsets", "doc_ids", "doc_bytes"):
             np.testing.assert_array_equal(getattr(far, column)(0), getattr(local, column)(0))
             np.testing.assert_array_equal(getattr(far, column)(0), getattr(local, column)(0))
+        assert far.column(0, "quality") is None
         size = shard_bytes(many_documents)
         assert sum(path.stat().st_size for path in cached_files(settings)) < size // 2
         assert not far.remote_files[0].path.exists()
@@ -365,6 +367,17 @@ def test_columns_are_read_without_fetching_the_tokens(many_documents, settings):
         np.testing.assert_array_equal(far.tokens(0, 5, 500), local.tokens(0, 5, 500))
         np.testing.assert_array_equal(far.doc_ids(0), local.doc_ids(0))
         assert len(faults.requests) == requests + 1
+
+
+def test_best_fit_rows_need_no_tokens_and_are_those_of_the_folder(tmp_path, settings):
+    local = Source.open(write_wide_source(tmp_path / "many" / "legal", num_documents=2000))
+    with file_server(tmp_path / "many") as (url, _):
+        far = opened(url, settings)
+        plans = [make_plan(source, 128, "best_fit") for source in (far, local)]
+        assert plans[0].num_rows == plans[1].num_rows
+        assert [plans[0].row(row) for row in range(0, 500, 9)] == [plans[1].row(row) for row in range(0, 500, 9)]
+        assert not far.remote_files[0].path.exists()
+    assert list((settings.cache / "plans").iterdir())
 
 
 def test_a_damaged_column_is_named_by_its_block_in_the_shard(many_documents, settings):
