@@ -1,12 +1,15 @@
 """Promises of instruction data: only what the assistant is to write is a target, by the token as transformers says."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from cpt_dist.config import CptConfig, DataConfig, SourceConfig
+from cpt_dist.config import CptConfig, DataConfig, SourceConfig, StageConfig
+from cpt_dist.data.loader import StepLoader
+from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.prepare import prepare
 from cpt_dist.data.shards import Source, read_held_out
 from cpt_dist.errors import UserError
@@ -206,3 +209,22 @@ def test_another_template_makes_other_shards_and_is_refused(tmp_path):
     (folder / "chat_template.jinja").write_text(MARKED)
     with pytest.raises(UserError, match=r"pipeline.chat_template was"):
         prepared(tmp_path, records, folder, chat_field="m")
+
+
+def test_each_target_is_a_label_once_an_epoch_and_rows_without_one_are_read(tmp_path):
+    folder = chat_tokenizer(tmp_path / "tokenizer", SMOLLM2)
+    records = [
+        {"m": messages([("user", "a long question " * (n % 7)), ("assistant", f"answer {n}")])} for n in range(40)
+    ]
+    source = prepared(tmp_path, records, folder, chat_field="m")
+    num_rows = -(-source.num_tokens // 16)
+    stage = StageConfig(tokens=str(16 * num_rows), seq_len=16, batch_tokens="16", mixture={"chat": 1.0})
+    order = SampleOrder.from_sources([stage], [source], seed=1)
+    batches = [batch for step in StepLoader(order, [source], stage=0) for batch in step]
+    assert len(batches) == num_rows
+    labels = Counter(label for batch in batches for label in batch.labels.tolist() if label >= 0)
+    expected = Counter(
+        token for tokens, mask in documents(source) for token, hit in zip(tokens[1:], mask[1:], strict=True) if hit
+    )
+    assert labels == expected
+    assert min(batch.num_target_tokens for batch in batches) == 0

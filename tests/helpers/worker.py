@@ -1,14 +1,18 @@
 """Several training jobs one after the other in the same processes, which saves the start of each.
 
-Started by torchrun with a JSON file: a list of {"config": whole configuration, "save_loaded": folder or null}. A job
-resumes by itself where its run directory has a checkpoint. With `save_loaded` the state right after the load is
-written there as a checkpoint. Each rank appends the sample ids of each step to `samples-<rank>.jsonl`.
+Started by torchrun with a JSON file: a list of {"config": whole configuration, "save_loaded": folder or null, "pause":
+seconds before each step}. A job resumes by itself where its run directory has a checkpoint. With `save_loaded` the
+state right after the load is written there as a checkpoint. Each rank appends for each step to `samples-<rank>.jsonl`:
+its sample ids, the checksum of each micro-batch's tokens, labels and positions, and the documents in it.
 """
 
 import json
 import sys
+import time
 from pathlib import Path
 
+import torch
+import xxhash
 from omegaconf import OmegaConf
 
 from cpt_dist.checkpoint.store import CheckpointStore
@@ -19,15 +23,29 @@ from cpt_dist.training.setup import set_up
 from cpt_dist.training.trainer import fit
 
 
-def record_samples(run):
+def checksum(batch):
+    columns = (batch.input_ids, batch.labels, batch.position_ids)
+    return xxhash.xxh3_64_hexdigest(torch.cat(columns).numpy().tobytes())
+
+
+def record_samples(run, pause):
     steps_of = Run.steps_of
     path = run.directory.path / f"samples-{run.world.rank}.jsonl"
 
     def recording(index):
         for batches in steps_of(run, index):
-            ids = [int(n) for batch in batches.micro_batches for n in batch.sample_ids]
+            time.sleep(pause)
+            with_rows = [batch for batch in batches.micro_batches if len(batch.sample_ids)]
+            record = {
+                "step": run.step + 1,
+                "ids": [int(n) for batch in with_rows for n in batch.sample_ids],
+                "world_size": run.world.size,
+                "checksums": [checksum(batch) for batch in with_rows],
+                "documents": [one.numpy().tobytes().hex() for b in with_rows if not b.is_filler for one in b.doc_ids],
+                "without_tokens": sum(batch.is_filler for batch in with_rows),
+            }
             with open(path, "a") as handle:
-                handle.write(json.dumps({"step": run.step + 1, "ids": ids}) + "\n")
+                handle.write(json.dumps(record) + "\n")
             yield batches
 
     run.steps_of = recording
@@ -41,7 +59,7 @@ def main():
         if job.get("save_loaded"):
             tensors = run.engine.state_tensors()
             CheckpointStore(Path(job["save_loaded"])).save(run.step, tensors, {}, None)
-        record_samples(run)
+        record_samples(run, job.get("pause", 0.0))
         fit(run)
         del run
     distributed.stop()
