@@ -45,7 +45,7 @@ def set_up(config: CptConfig, world: World) -> Run:
     saved = store.trainer(step) if step is not None else None
     sources, order, grown = sources_and_order(config, open_sources(config), saved)
     if grown is not None and world.is_first:
-        write_ledger(directory.ledger, order.ledger)
+        write_ledger(directory.ledger, order.entries)
     dtype, reason = resolve_precision(config.engine.precision, world.device)
     if not (world.is_first and sys.stderr.isatty()):
         disable_progress_bar()

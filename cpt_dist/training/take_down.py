@@ -87,12 +87,14 @@ def _announce(entry: TakeDown, known: int, held_out: frozenset[bytes], unknown: 
 
 
 def _found(source: Source, ids: frozenset[bytes]) -> frozenset[bytes]:
-    """Those of `ids` that are training documents of a source."""
+    """Those of `ids` that are training documents of a source, or of a view of one."""
     index = TakenDown([TakeDown(0, ids)])
     found: set[bytes] = set()
     for shard in range(len(source.shard_tokens)):
         starts = index.in_shard(source, shard)[:, 0]
         documents = np.searchsorted(source.doc_offsets(shard), starts.astype(np.uint64), side="right") - 1
+        own = source.documents(shard) if documents.size else None
+        documents = documents if own is None else documents[np.isin(documents, own)]
         found.update(one.tobytes() for one in source.doc_ids(shard)[documents])
     return frozenset(found)
 
@@ -101,5 +103,6 @@ def _held_out(sources: list[Source], ids: frozenset[bytes]) -> frozenset[bytes]:
     """Those of `ids` that are held-out documents of a source."""
     if not ids:
         return frozenset()
-    held_out = (bytes.fromhex(one.id) for source in sources for one in read_held_out(source.folder))
+    folders = {str(source.folder): source.folder for source in sources}  # views of one source have the same
+    held_out = (bytes.fromhex(one.id) for folder in folders.values() for one in read_held_out(folder))
     return ids.intersection(held_out)
