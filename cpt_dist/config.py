@@ -28,7 +28,8 @@ INVALID_UTF8 = ("drop", "replace")
 CONCAT = "concat"
 BEST_FIT = "best_fit"
 PACKINGS = (CONCAT, BEST_FIT)
-POSITIONS = ("restart", "continue")
+RESTART = "restart"
+POSITIONS = (RESTART, "continue")
 ZERO_0_IN_BF16 = (
     "engine.zero_stage: 0 keeps no fp32 master weights when it computes in bf16; "
     "use engine=zero1 (the same, with less memory), or engine.precision=fp32"
@@ -194,7 +195,7 @@ class StageConfig:
     packing: str = CONCAT
     """How documents become rows: concat (laid end to end and cut every seq_len) or best_fit (one that fits into a row
     is never cut; arXiv 2404.10830)."""
-    positions: str = "restart"
+    positions: str = RESTART
     """Position ids: restart at 0 with every piece of a document, or continue to the end of the row (for long-context
     stages on short documents). Attention stays within a document either way."""
     schedule: ScheduleConfig | None = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from cpt_dist.data.masking import IGNORE_INDEX, TakenDown, mask_rows, rows_left
+from cpt_dist.data.masking import IGNORE_INDEX, TakenDown, mask_rows, place_rows, rows_left
 from cpt_dist.data.packing import PackPlan, RowSource, document_pieces
 
 _FILLER_TOKENS = 2
@@ -137,6 +137,7 @@ def build_batch(
     origins = [sources[source_index] for source_index in source.tolist()]
     sample_ids, source = np.array(sample_ids, dtype=np.int64), np.array(source, dtype=np.int64)
     skipped = np.zeros((2, len(rows)), dtype=np.int64)
+    left = None
     if taken:
         left = rows_left(origins, rows, sample_ids.tolist(), taken)
         rows, skipped = left.rows, np.stack([left.pieces, left.tokens])
@@ -161,6 +162,8 @@ def build_batch(
     batch = assembly.batch(
         sample_ids, source, skipped, [where.num_tokens for where in rows] if positions == "continue" else ()
     )
+    if left and positions == "continue":
+        place_rows(batch.position_ids.numpy(), left)
     mask_rows(batch.labels.numpy(), origins, rows)
     return batch
 

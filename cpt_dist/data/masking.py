@@ -28,6 +28,8 @@ class RowsLeft:
     """Rows without what was taken down; `pieces` and `tokens` (int64 [rows]) are what each of them lost."""
 
     rows: list[Row]
+    places: list[list[int]]
+    """Of each row the place, in the whole row, at which each of its spans begins."""
     pieces: np.ndarray
     tokens: np.ndarray
 
@@ -76,11 +78,14 @@ class TakenDown:
                 rows.append((int(offsets[document]), int(offsets[document + 1]), since))
         return np.array(rows, dtype=np.int64) if rows else _NOTHING
 
-    def cut(self, source: RowSource, shard: int, spans: Sequence[Span], n: int) -> tuple[list[Span], int, int]:
-        """What sample n reads of `spans` of a shard: the spans left, and the pieces and tokens that are skipped."""
+    def cut(
+        self, source: RowSource, shard: int, spans: Sequence[Span], n: int
+    ) -> tuple[list[Span], list[int], int, int]:
+        """What sample n reads of the row of `spans` of a shard: the spans left, the place of each in the whole row,
+        and the pieces and tokens that are skipped."""
         ranges = self.in_shard(source, shard)
         ranges = ranges[ranges[:, 2] <= n]
-        left, pieces, tokens = [], 0, 0
+        left, places, before, pieces, tokens = [], [], 0, 0, 0
         for start, stop in spans:
             first, last = np.searchsorted(ranges[:, 1], start, side="right"), np.searchsorted(ranges[:, 0], stop)
             at = start
@@ -89,9 +94,13 @@ class TakenDown:
                 if begin < end:
                     pieces, tokens = pieces + 1, tokens + end - begin
                     left.append((at, begin))
+                    places.append(before + at - start)
                     at = end
             left.append((at, stop))
-        return [(start, stop) for start, stop in left if start < stop], pieces, tokens
+            places.append(before + at - start)
+            before += stop - start
+        kept = [number for number, (start, stop) in enumerate(left) if start < stop]
+        return [left[number] for number in kept], [places[number] for number in kept], pieces, tokens
 
 
 def _half(doc_id: bytes) -> int:
@@ -116,12 +125,22 @@ def mask_labels(labels: np.ndarray, loss_spans: np.ndarray, start: int) -> None:
 
 def rows_left(sources: Sequence[RowSource], rows: Sequence[Row], samples: Sequence[int], taken: TakenDown) -> RowsLeft:
     """The rows (`sources`: that of each row) as they go through the model as the samples with these numbers."""
-    left = []
+    left, places = [], []
     lost = np.zeros((2, len(rows)), dtype=np.int64)
     for number, (source, row, n) in enumerate(zip(sources, rows, samples, strict=True)):
-        spans, *lost[:, number] = taken.cut(source, row.shard, row.spans, n)
+        spans, of_spans, *lost[:, number] = taken.cut(source, row.shard, row.spans, n)
         left.append(Row(row.shard, tuple(spans)))
-    return RowsLeft(left, *lost)
+        places.append(of_spans)
+    return RowsLeft(left, places, *lost)
+
+
+def place_rows(positions: np.ndarray, left: RowsLeft) -> None:
+    """Give the tokens of rows that lie end to end, in place, the positions that they have in the whole rows."""
+    at = 0
+    for row, places in zip(left.rows, left.places, strict=True):
+        for (start, stop), place in zip(row.spans, places, strict=True):
+            positions[at : at + stop - start] = np.arange(place, place + stop - start)
+            at += stop - start
 
 
 def mask_rows(labels: np.ndarray, sources: Sequence[RowSource], rows: Sequence[Row]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cpt_dist.config import CONCAT, StageConfig, mixture_knots, parse_quantity
+from cpt_dist.config import CONCAT, RESTART, StageConfig, mixture_knots, parse_quantity
 from cpt_dist.curriculum_config import CURRICULA, CurriculumConfig
 from cpt_dist.data.curricula import scheduled_mixture
 from cpt_dist.data.plans import RowsKey, rows_key
@@ -32,6 +32,8 @@ class StagePlan:
     """Name and parameters of the curriculum that moves the shares; None: the mixture as it stands."""
     packing: str = CONCAT
     """How documents become rows (`config.PACKINGS`)."""
+    positions: str = RESTART
+    """Where position ids begin anew (`config.POSITIONS`); no row hangs on it, but what a sample means does."""
 
     @classmethod
     def from_config(cls, stage: StageConfig) -> StagePlan:
@@ -44,7 +46,7 @@ class StagePlan:
             read = ("name", *CURRICULA[stage.curriculum.name])
             curriculum = {name: getattr(stage.curriculum, name) for name in read}
         plan = (stage.name, num_steps * batch_samples, stage.seq_len, batch_samples, dict(stage.mixture))
-        return cls(*plan, curriculum=curriculum, packing=stage.packing)
+        return cls(*plan, curriculum=curriculum, packing=stage.packing, positions=stage.positions)
 
     @property
     def rows_key(self) -> RowsKey:
@@ -58,9 +60,12 @@ class StagePlan:
         return mixture_knots(scheduled_mixture(mixture, curriculum))
 
     def identity(self) -> dict[str, Any]:
-        """What a saved state keeps of the stage: the fields that are not None, and a packing other than concat."""
-        kept = {key: value for key, value in asdict(self).items() if value is not None and key != "packing"}
-        return kept if self.packing == CONCAT else {**kept, "packing": str(self.rows_key).partition(":")[0]}
+        """What a saved state keeps of the stage: the fields that are not None; packing and positions if not default."""
+        given = {key: value for key, value in asdict(self).items() if value is not None}
+        kept = {key: value for key, value in given.items() if key not in ("packing", "positions")}
+        if self.packing != CONCAT:
+            kept["packing"] = str(self.rows_key).partition(":")[0]
+        return kept if self.positions == RESTART else {**kept, "positions": self.positions}
 
     @property
     def num_steps(self) -> int:
@@ -99,9 +104,10 @@ def stage_differences(saved: dict[str, Any], now: dict[str, Any] | None) -> list
     for key, what in (("name", "name"), ("num_samples", "length in samples (tokens)"), ("seq_len", "seq_len")):
         if saved[key] != now[key]:
             problems.append(f"stage '{name}' {what} was {saved[key]} and is {now[key]}")
-    was, now_is = (plan.get("packing", CONCAT) for plan in (saved, now))
-    if was != now_is:
-        problems.append(f"stage '{name}' packing was {was} and is {now_is}")
+    for key, default in (("packing", CONCAT), ("positions", RESTART)):
+        was, now_is = (plan.get(key, default) for plan in (saved, now))
+        if was != now_is:
+            problems.append(f"stage '{name}' {key} was {was} and is {now_is}")
     if saved["batch_samples"] != now["batch_samples"]:
         was, now_is = (plan["batch_samples"] * plan["seq_len"] for plan in (saved, now))
         problems.append(f"stage '{name}' batch_tokens was {was} and is {now_is}")

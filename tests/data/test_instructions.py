@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from cpt_dist.config import CptConfig, DataConfig, SourceConfig, StageConfig
+from cpt_dist.config import PACKINGS, CptConfig, DataConfig, SourceConfig, StageConfig
 from cpt_dist.data.loader import StepLoader
 from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.plans import make_plan
 from cpt_dist.data.prepare import prepare
 from cpt_dist.data.shards import Source, read_held_out
 from cpt_dist.errors import UserError
@@ -211,14 +212,16 @@ def test_another_template_makes_other_shards_and_is_refused(tmp_path):
         prepared(tmp_path, records, folder, chat_field="m")
 
 
-def test_each_target_is_a_label_once_an_epoch_and_rows_without_one_are_read(tmp_path):
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_each_target_is_a_label_once_an_epoch_and_rows_without_one_are_read(tmp_path, packing):
     folder = chat_tokenizer(tmp_path / "tokenizer", SMOLLM2)
     records = [
         {"m": messages([("user", "a long question " * (n % 7)), ("assistant", f"answer {n}")])} for n in range(40)
     ]
     source = prepared(tmp_path, records, folder, chat_field="m")
-    num_rows = -(-source.num_tokens // 16)
-    stage = StageConfig(tokens=str(16 * num_rows), seq_len=16, batch_tokens="16", mixture={"chat": 1.0})
+    num_rows = make_plan(source, 16, packing).num_rows
+    shape = {"tokens": str(16 * num_rows), "seq_len": 16, "batch_tokens": "16", "packing": packing}
+    stage = StageConfig(mixture={"chat": 1.0}, **shape)
     order = SampleOrder.from_sources([stage], [source], seed=1)
     batches = [batch for step in StepLoader(order, [source], stage=0) for batch in step]
     assert len(batches) == num_rows

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpt_dist.config import StageConfig
+from cpt_dist.config import POSITIONS, StageConfig
 from cpt_dist.data.batches import build_batch
 from cpt_dist.data.loader import StepLoader
 from cpt_dist.data.masking import TakenDown, mask_labels
@@ -49,9 +49,9 @@ def tokens_of(batch):
     return list(zip(pieces, *columns, strict=True))
 
 
-def batch_of(source, rows, sample_ids, taken=None):
+def batch_of(source, rows, sample_ids, taken=None, positions="restart"):
     places = np.arange(len(rows))
-    return build_batch([source], [Rows(rows)], places * 0, places, np.array(sample_ids), taken)
+    return build_batch([source], [Rows(rows)], places * 0, places, np.array(sample_ids), taken, positions)
 
 
 @given(st.data())
@@ -62,7 +62,8 @@ def test_the_pieces_of_a_document_taken_down_go_and_all_others_stay_as_they_are(
     rows = data.draw(rows_of(lengths))
     starts = data.draw(st.dictionaries(st.integers(1, len(lengths)), st.integers(0, len(rows)), min_size=1))
     taken = TakenDown(TakeDown(n, frozenset([bytes([number] * 16)])) for number, n in starts.items())
-    whole, left = (batch_of(source, rows, range(len(rows)), one) for one in (None, taken))
+    positions = data.draw(st.sampled_from(POSITIONS))
+    whole, left = (batch_of(source, rows, range(len(rows)), one, positions) for one in (None, taken))
     of_row = [n for n, row in enumerate(rows) for _ in range(row.num_tokens)]
     expected = [
         token

@@ -84,6 +84,8 @@ CHANGES = {
     "StageConfig.seq_len": (lambda c: setattr(c.stages[0], "seq_len", 16), "stage 'main' seq_len was 8 and is 16"),
     "StageConfig.batch_tokens": (lambda c: setattr(c.stages[0], "batch_tokens", "64"), "batch_tokens was 32 and is 64"),
     "StageConfig.mixture": (lambda c: c.stages[0].mixture.update(a=0.7), "share of source 'a' was 0.6 and is 0.7"),
+    "StageConfig.packing": (lambda c: setattr(c.stages[0], "packing", "best_fit"), "stage 'main' packing was concat"),
+    "StageConfig.positions": (lambda c: setattr(c.stages[0], "positions", "continue"), "positions was restart"),
     "StageConfig.curriculum": (
         lambda c: setattr(c.stages[0], "curriculum", CurriculumConfig("gradual", start={"b": 1.0})),
         "curriculum.name was None and is gradual",
