@@ -1,8 +1,8 @@
 """Generations: what prepare found at one time is one, what it appended to the complete source later the next.
 
 The manifest of a grown source lists the files of all of them and keeps, for each, the manifest that it had or would
-have alone, so that the fingerprint of a generation never changes. Nothing is written here (`prepare.py` and
-`growth.py` do that).
+have alone, so that the fingerprint of a generation never changes. Nothing is written here (`prepare.py`
+does that).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def grown_manifest(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         # What the source was called when sources below it looked for duplicates in it.
         record["whole"] = print_of_whole
         records.append(record)
-    result = {key: value for key, value in new.items() if key not in ("generation", "fingerprint")}
+    result = {key: value for key, value in new.items() if key not in ("generation", "grown_from", "fingerprint")}
     for key in FILE_LISTS:
         result[key] = [entry for part in parts for entry in part[key]]
     for key in ("tokens", "documents", "text_bytes"):

@@ -39,10 +39,13 @@ def _short(value: Any) -> str:
 
 
 class Journal:
-    """The journal of one source's folder: a header (settings, inputs) and a line for each finished part."""
+    """The journal of one source's folder: a header (settings, inputs) and a line for each finished part.
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / JOURNAL
+    Each generation has one of its own: journal.jsonl, journal-1.jsonl, ….
+    """
+
+    def __init__(self, folder: Path, generation: int = 0) -> None:
+        self.path = folder / (f"journal-{generation}.jsonl" if generation else JOURNAL)
         self.header: dict[str, Any] | None = None
         self.parts: list[dict[str, Any]] = []
         if self.path.is_file():

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from cpt_dist.corpus.inputs import InputFile, InputState, find_inputs, input_sta
 from cpt_dist.corpus.token_files import find_token_files
 from cpt_dist.data.columns import Columns
 from cpt_dist.data.documents import Counts, Fate, Rules, batches, fates
+from cpt_dist.data.generations import grown_manifest, whole_fingerprints
 from cpt_dist.data.imports import imported
 from cpt_dist.data.instructions import Instructions, instruction_fates, instructions_of
 from cpt_dist.data.journal import Journal, difference, locked
@@ -43,6 +44,8 @@ class PreparedSource:
     folder: Path
     manifest: dict[str, Any]
     was_complete: bool
+    grew: bool = False
+    """A generation was appended to what was complete."""
 
 
 @dataclass
@@ -57,6 +60,8 @@ class _Task:
     shard_tokens: int
     tokenizer: DocumentTokenizer
     instructions: Instructions | None
+    first_numbers: Mapping[str, int] = field(default_factory=dict)
+    """List of the manifest -> files in it of earlier generations, whose numbers are taken."""
 
     def header(self, states: list[InputState], against: dict[str, str]) -> dict[str, Any]:
         """Everything that the shards depend on; the first part of the manifest.
@@ -100,9 +105,15 @@ class _Task:
 
     def states(self, journal: Journal) -> list[InputState]:
         """The state of each input now; only those that changed since the journal was begun are read."""
-        times = journal.header["times"] if journal.header else {}
-        old = journal.header["pipeline"]["inputs"] if journal.header else {}
-        known = {name: InputState(name, old[name]["bytes"], times[name], old[name]["xxh3"]) for name in old}
+        headers = [journal.header]
+        while headers[-1] is not None:  # those of generations that were appended later
+            headers.append(Journal(self.folder, len(headers)).header)
+        known = {
+            name: InputState(name, old["bytes"], header["times"][name], old["xxh3"])
+            for header in headers
+            if header is not None
+            for name, old in header["pipeline"]["inputs"].items()
+        }
         return [input_state(item, known.get(str(item.path))) for item in self.inputs]
 
 
@@ -110,8 +121,8 @@ def prepare(config: CptConfig) -> list[PreparedSource]:
     """Prepare every source of `config.data.sources`, in their order; print progress and a table of counts.
 
     A document found in several sources stays in the first. Raises UserError for raw files that are missing, damaged
-    or of an unknown format, a source of which nothing is kept, a folder prepared with other settings or inputs, and
-    a folder that another process is writing.
+    or of an unknown format, a source of which nothing is kept, a folder prepared with other settings or inputs (new
+    inputs of a source that may grow become its next generation), and a folder that another process is writing.
     """
     tasks = _plan(config)
     _refuse_other_settings(tasks)
@@ -121,12 +132,15 @@ def prepare(config: CptConfig) -> list[PreparedSource]:
     with PrepareDisplay() as display:
         for task in tasks:
             against = {done.folder.name: done.manifest["fingerprint"] for done in finished}
+            histories = {done.folder.name: whole_fingerprints(done.manifest) for done in finished}
             task.folder.mkdir(parents=True, exist_ok=True)
             with locked(task.folder):
-                complete = _complete(task, against)
-                if complete is None:
+                complete = _complete(task, histories)
+                if complete is not None:
+                    complete = _grow(task, complete, against, tasks, display)
+                else:
                     for done in finished[num_loaded:]:
-                        if done.was_complete:
+                        if done.was_complete or done.grew:
                             seen |= _ids(done.folder, done.manifest)
                     num_loaded = len(finished)
                     complete = _prepare_source(task, against, seen, display)
@@ -188,9 +202,12 @@ def _difference(task: _Task, recorded: dict[str, Any], header: dict[str, Any]) -
 
 
 def _refused(task: _Task, what: str) -> UserError:
+    grow = ""
+    if what.startswith("pipeline.inputs") and (task.folder / MANIFEST).is_file():
+        grow = f", or set data.sources.{task.name}.grow=true to append what is new"
     return UserError(
         f"source '{task.name}': '{task.folder}' was prepared with other settings or inputs: {what}; "
-        "choose another data.shards or remove the folder"
+        f"choose another data.shards or remove the folder{grow}"
     )
 
 
@@ -210,21 +227,90 @@ def _refuse_other_settings(tasks: list[_Task]) -> None:
             )
         elif recorded is not None:
             against = recorded["pipeline"]["deduplicated_against"]  # known only once the sources before are done
-            what = _difference(task, recorded, task.header(task.states(journal), against))
+            header = task.header(task.states(journal), against)
+            if task.config.grow and (task.folder / MANIFEST).is_file():
+                header["pipeline"]["inputs"] = recorded["pipeline"]["inputs"]
+            what = _difference(task, recorded, header)
             if what:
                 problems.extend(_refused(task, what).problems)
     if problems:
         raise UserError(problems)
 
 
-def _complete(task: _Task, against: dict[str, str]) -> PreparedSource | None:
+def _complete(task: _Task, histories: dict[str, list[str]]) -> PreparedSource | None:
+    """The source where it is complete; the sources before it may have grown since."""
     if not (task.folder / MANIFEST).is_file():
         return None
     manifest = read_manifest(task.folder)
-    what = difference(manifest["pipeline"]["deduplicated_against"], against, "the sources before it")
+    found = manifest["pipeline"]["deduplicated_against"]
+    expected = {name: found[name] if found.get(name) in history else history[-1] for name, history in histories.items()}
+    what = difference(found, expected, "the sources before it")
     if what:
         raise _refused(task, what)
     return PreparedSource(task.folder, manifest, was_complete=True)
+
+
+def _grow(
+    task: _Task, complete: PreparedSource, against: dict[str, str], tasks: list[_Task], display: PrepareDisplay
+) -> PreparedSource:
+    """Append what is new in the inputs as the next generation, if the source may grow and there is something.
+
+    Inputs whose content is recorded are not read again. Documents of any complete source are duplicates. The old files
+    stay as they are, and so does the manifest until the new one replaces it.
+    """
+    manifest = complete.manifest
+    if not task.config.grow:
+        return complete
+    states = task.states(Journal(task.folder))
+    recorded = manifest["pipeline"]["inputs"]
+    new = [
+        (item, state)
+        for item, state in zip(task.inputs, states, strict=True)
+        if recorded.get(state.file) != {"bytes": state.bytes, "xxh3": state.checksum}
+    ]
+    if not new:
+        return complete
+    number = len(whole_fingerprints(manifest))
+    first_numbers = {key: len(manifest[key]) for key in _PART_FILES.values()}
+    task = replace(task, inputs=[item for item, _ in new], first_numbers=first_numbers)
+    header = {
+        **task.header([state for _, state in new], against),
+        "generation": number,
+        "grown_from": manifest["fingerprint"],
+    }
+    journal = Journal(task.folder, number)
+    if journal.header is None or _difference(task, journal.header, header):
+        # Work on other inputs than those of now: no manifest names its files, so they can be made anew.
+        journal.path.unlink(missing_ok=True)
+        journal = Journal(task.folder, number)
+        journal.begin({**header, "times": {state.file: state.changed_ns for _, state in new}})
+    _remove_strays(task.folder, [_files(journal.parts), manifest])
+    seen = set().union(*(_ids(one.folder, read_manifest(one.folder)) for one in tasks if _is_complete(one)))
+    counts, columns = _write_source(task, journal, seen, display, labels=manifest.get("columns", {}))
+    if counts.kept == 0:
+        journal.path.unlink()
+        _remove_strays(task.folder, [manifest])
+        print(f"source '{task.name}': nothing new to train on in {len(new)} new or changed input(s)", flush=True)
+        return complete
+    grown = grown_manifest(manifest, _manifest(task, journal, counts, columns))
+    write_json(task.folder / MANIFEST, grown)
+    print(
+        f"source '{task.name}': generation {number} appended, {counts.kept:,} documents of {counts.tokens:,} tokens",
+        flush=True,
+    )
+    return PreparedSource(task.folder, grown, was_complete=False, grew=True)
+
+
+def _is_complete(task: _Task) -> bool:
+    return (task.folder / MANIFEST).is_file()
+
+
+def _remove_strays(folder: Path, lists: list[dict[str, Any]]) -> None:
+    """Remove the files of parts cut short: those that none of the manifests' lists of files names."""
+    recorded = {entry["file"] for files in lists for key in _PART_FILES.values() for entry in files[key]}
+    for path in folder.iterdir():
+        if _OWN_FILE.fullmatch(path.name) and path.name not in recorded:
+            path.unlink()
 
 
 def _ids(folder: Path, manifest: dict[str, Any]) -> set[bytes]:
@@ -245,10 +331,7 @@ def _begin(task: _Task, against: dict[str, str]) -> Journal:
         what = _difference(task, journal.header, header)
         if what:
             raise _refused(task, what)
-    recorded = {entry["file"] for entries in _files(journal.parts).values() for entry in entries}
-    for path in task.folder.iterdir():
-        if _OWN_FILE.fullmatch(path.name) and path.name not in recorded:
-            path.unlink()
+    _remove_strays(task.folder, [_files(journal.parts)])
     if not journal.parts:
         journal.path.unlink(missing_ok=True)
         journal = Journal(task.folder)
@@ -257,16 +340,8 @@ def _begin(task: _Task, against: dict[str, str]) -> Journal:
 
 
 def _prepare_source(task: _Task, against: dict[str, str], seen: set[bytes], display: PrepareDisplay) -> PreparedSource:
-    display.begin(task.name, task.inputs)
     journal = _begin(task, against)
-    counts, columns, start = Counts(), task.columns(), (0, 0)
-    if journal.parts:
-        files = _files(journal.parts)
-        seen |= recorded_ids(task.folder, task.name, files["shards"], files["held_out"])
-        counts, start = Counts(**journal.parts[-1]["counts"]), tuple(journal.parts[-1]["next"])
-        columns.restore(journal.parts[-1])
-    display.resumed(counts, start)
-    _write_parts(task, journal, counts, columns, _stream(task, seen, start), display.advance)
+    counts, columns = _write_source(task, journal, seen, display)
     if counts.kept == 0:
         shutil.rmtree(task.folder)
         reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.dropped.items())) or "none"
@@ -275,7 +350,26 @@ def _prepare_source(task: _Task, against: dict[str, str], seen: set[bytes], disp
             f"dropped: {reasons}); check data.sources.{task.name}.raw and text_field, data.min_bytes and "
             "data.held_out_fraction"
         )
-    return PreparedSource(task.folder, _finish(task, journal, counts, columns), was_complete=False)
+    manifest = _manifest(task, journal, counts, columns)
+    write_json(task.folder / MANIFEST, manifest)
+    return PreparedSource(task.folder, manifest, was_complete=False)
+
+
+def _write_source(
+    task: _Task, journal: Journal, seen: set[bytes], display: PrepareDisplay, labels: Mapping[str, Any] | None = None
+) -> tuple[Counts, Columns]:
+    """Write all parts that the journal doesn't have; `labels` is the entry of columns whose vocabulary goes on."""
+    display.begin(task.name, task.inputs)
+    counts, columns, start = Counts(), task.columns(), (0, 0)
+    columns.labels = list((labels or {}).get("label", {}).get("vocabulary", []))
+    if journal.parts:
+        files = _files(journal.parts)
+        seen |= recorded_ids(task.folder, task.name, files["shards"], files["held_out"])
+        counts, start = Counts(**journal.parts[-1]["counts"]), tuple(journal.parts[-1]["next"])
+        columns.restore(journal.parts[-1])
+    display.resumed(counts, start)
+    _write_parts(task, journal, counts, columns, _stream(task, seen, start), display.advance)
+    return counts, columns
 
 
 def _stream(task: _Task, seen: set[bytes], start: Any) -> Iterator[list[Fate]]:
@@ -321,10 +415,11 @@ def _close_part(task: _Task, journal: Journal, part: Part, counts: Counts, colum
     files = _files(journal.parts)
     line: dict[str, Any] = {"shard": None, "held_out": None, "provenance": None}
     if part.held_out:
-        path = task.folder / f"held_out-{len(files['held_out']):05d}.jsonl.zst"
+        number = f"{task.first_numbers.get('held_out', 0) + len(files['held_out']):05d}"
+        path = task.folder / f"held_out-{number}.jsonl.zst"
         line["held_out"] = write_held_out(path, part, task.name)
     if part.documents:
-        number = f"{len(files['shards']):05d}"
+        number = f"{task.first_numbers.get('shards', 0) + len(files['shards']):05d}"
         path = task.folder / f"provenance-{number}.parquet"
         line["provenance"] = write_provenance(path, part, task.name, task.config.licence, task.config.language)
         line["shard"] = write_shard(task.folder / f"shard-{number}.safetensors", part)
@@ -332,7 +427,8 @@ def _close_part(task: _Task, journal: Journal, part: Part, counts: Counts, colum
     journal.add(line)
 
 
-def _finish(task: _Task, journal: Journal, counts: Counts, columns: Columns) -> dict[str, Any]:
+def _manifest(task: _Task, journal: Journal, counts: Counts, columns: Columns) -> dict[str, Any]:
+    """The manifest of all that the journal lists."""
     assert journal.header is not None
     manifest = {key: value for key, value in journal.header.items() if key != "times"}
     number = counts.as_json()
@@ -340,5 +436,4 @@ def _finish(task: _Task, journal: Journal, counts: Counts, columns: Columns) -> 
     manifest.update(tokens=counts.tokens, documents=counts.kept, text_bytes=counts.bytes, **_files(journal.parts))
     manifest.update(columns.manifest())
     manifest["fingerprint"] = fingerprint(manifest)
-    write_json(task.folder / MANIFEST, manifest)
     return manifest
