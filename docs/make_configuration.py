@@ -58,6 +58,7 @@ def page() -> str:
         sections.append((name, schema))
     sections += [
         ("data.sources.NAME", config.SourceConfig),
+        ("data.sources.NAME.strata", config.StrataConfig),
         ("engine", config.EngineConfig),
         ("optimizer", config.OptimizerConfig),
         ("schedule", config.ScheduleConfig),

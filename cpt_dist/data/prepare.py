@@ -9,29 +9,25 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cpt_dist.config import CptConfig, SourceConfig, parse_quantity
-from cpt_dist.corpus.inputs import InputFile, InputState, find_inputs, input_state
-from cpt_dist.corpus.token_files import find_token_files
+from cpt_dist.config import CptConfig
 from cpt_dist.data.columns import Columns
-from cpt_dist.data.documents import Counts, Fate, Rules, batches, fates
+from cpt_dist.data.documents import Counts, Fate, batches, fates
 from cpt_dist.data.generations import grown_manifest, whole_fingerprints
 from cpt_dist.data.imports import imported
-from cpt_dist.data.instructions import Instructions, instruction_fates, instructions_of
+from cpt_dist.data.instructions import instruction_fates
 from cpt_dist.data.journal import Journal, difference, locked
 from cpt_dist.data.prepare_display import PrepareDisplay
-from cpt_dist.data.remote import is_url
+from cpt_dist.data.prepare_task import Task, plan_tasks
 from cpt_dist.data.shard_writer import Part, write_held_out, write_provenance, write_shard
-from cpt_dist.data.shards import FORMAT, MANIFEST, read_manifest, recorded_ids
-from cpt_dist.data.tokenizer import DocumentTokenizer
+from cpt_dist.data.shards import MANIFEST, read_manifest, recorded_ids
 from cpt_dist.errors import UserError
 from cpt_dist.files import fingerprint, write_json
 
 HELD_OUT_PART_BYTES = 256 << 20
-NORMALISATION = "nfc/1"
 _OWN_FILE = re.compile(r"\..*\.tmp\.\d+|(shard|provenance|held_out)-\d{5}\..*")
 _PART_FILES = {"shard": "shards", "held_out": "held_out", "provenance": "provenance"}
 """Key of a journal line -> key of the manifest that lists those files."""
@@ -48,75 +44,6 @@ class PreparedSource:
     """A generation was appended to what was complete."""
 
 
-@dataclass
-class _Task:
-    """What is to be done for one source."""
-
-    name: str
-    config: SourceConfig
-    folder: Path
-    inputs: list[InputFile]
-    rules: Rules
-    shard_tokens: int
-    tokenizer: DocumentTokenizer
-    instructions: Instructions | None
-    first_numbers: Mapping[str, int] = field(default_factory=dict)
-    """List of the manifest -> files in it of earlier generations, whose numbers are taken."""
-
-    def header(self, states: list[InputState], against: dict[str, str]) -> dict[str, Any]:
-        """Everything that the shards depend on; the first part of the manifest.
-
-        `against` maps each earlier source of the run to its fingerprint.
-        """
-        return {
-            "format": FORMAT,
-            "source": self.name,
-            "role": self.config.role,
-            "licence": self.config.licence,
-            "language": self.config.language,
-            "tokenizer": {
-                "fingerprint": self.tokenizer.fingerprint,
-                "vocab_size": self.tokenizer.vocab_size,
-                "separator_id": self.tokenizer.separator_id,
-                "bos_id": self.tokenizer.bos_id,
-            },
-            "dtype": self.tokenizer.dtype.__name__,
-            "pipeline": {
-                "normalisation": NORMALISATION,
-                **vars(self.rules),
-                **self._import_settings(),
-                **(self.instructions.settings if self.instructions else {}),
-                **self.columns().settings,
-                "shard_tokens": self.shard_tokens,
-                "inputs": {state.file: {"bytes": state.bytes, "xxh3": state.checksum} for state in states},
-                "deduplicated_against": against,
-            },
-        }
-
-    def columns(self) -> Columns:
-        """The columns of scores and label, empty as yet."""
-        return Columns(self.name, self.config.score_fields, self.config.label_field)
-
-    def _import_settings(self) -> dict[str, Any]:
-        if self.config.import_format is None:
-            return {}
-        column = {"import_column": self.config.import_column} if self.config.import_format == "mds" else {}
-        return {"normalisation": None, "import_format": self.config.import_format, **column}
-
-    def states(self, journal: Journal) -> list[InputState]:
-        """The state of each input now; only those that changed since the journal was begun are read."""
-        headers = [journal.header]
-        while headers[-1] is not None:  # those of generations that were appended later
-            headers.append(Journal(self.folder, len(headers)).header)
-        known = {
-            name: InputState(name, old["bytes"], header["times"][name], old["xxh3"])
-            for header in headers
-            if header is not None
-            for name, old in header["pipeline"]["inputs"].items()
-        }
-        return [input_state(item, known.get(str(item.path))) for item in self.inputs]
-
-
 def prepare(config: CptConfig) -> list[PreparedSource]:
     """Prepare every source of `config.data.sources`, in their order; print progress and a table of counts.
 
@@ -124,7 +51,7 @@ def prepare(config: CptConfig) -> list[PreparedSource]:
     or of an unknown format, a source of which nothing is kept, a folder prepared with other settings or inputs (new
     inputs of a source that may grow become its next generation), and a folder that another process is writing.
     """
-    tasks = _plan(config)
+    tasks = plan_tasks(config)
     _refuse_other_settings(tasks)
     finished: list[PreparedSource] = []
     seen: set[bytes] = set()
@@ -149,59 +76,18 @@ def prepare(config: CptConfig) -> list[PreparedSource]:
     return finished
 
 
-def _plan(config: CptConfig) -> list[_Task]:
-    data = config.data
-    if not data.sources:
-        raise UserError("data.sources is empty; name at least one source with its raw files (data=…)")
-    problems: list[str] = []
-    if is_url(data.shards):
-        problems.append(f"data.shards: '{data.shards}' is a URL; prepare into a folder, then copy it there")
-    found: dict[str, list[InputFile]] = {}
-    for name, source in data.sources.items():
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            problems.append(f"data.sources: '{name}' can't name a folder; use letters, digits, '_', '-' and '.'")
-        try:
-            if source.import_format:
-                found[name] = find_token_files(source.raw, source.import_format, f"data.sources.{name}.raw")
-                continue
-            found[name], passed_over = find_inputs(source.raw, f"data.sources.{name}.raw")
-            if passed_over:
-                print(
-                    f"source '{name}': passed over {len(passed_over)} file(s) of unknown format, first {passed_over[0]}"
-                )
-        except UserError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise UserError(problems)
-    tokenizer = DocumentTokenizer(data.tokenizer, data.separator)
-    shard_tokens = parse_quantity(data.shard_tokens, "data.shard_tokens")
-    return [
-        _Task(
-            name=name,
-            config=source,
-            folder=Path(data.shards) / name,
-            inputs=found[name],
-            rules=Rules(source.text_field, data.invalid_utf8, data.min_bytes, data.held_out_fraction),
-            shard_tokens=shard_tokens,
-            tokenizer=tokenizer,
-            instructions=instructions_of(name, source, tokenizer, found[name]),
-        )
-        for name, source in data.sources.items()
-    ]
-
-
-def _recorded_header(task: _Task, journal: Journal) -> dict[str, Any] | None:
+def _recorded_header(task: Task, journal: Journal) -> dict[str, Any] | None:
     """The header that work in the folder was begun or completed with, None where nothing of worth is there."""
     if (task.folder / MANIFEST).is_file():
         return read_manifest(task.folder)
     return journal.header if journal.parts else None
 
 
-def _difference(task: _Task, recorded: dict[str, Any], header: dict[str, Any]) -> str | None:
+def _difference(task: Task, recorded: dict[str, Any], header: dict[str, Any]) -> str | None:
     return difference({key: recorded.get(key) for key in header}, header)
 
 
-def _refused(task: _Task, what: str) -> UserError:
+def _refused(task: Task, what: str) -> UserError:
     grow = ""
     if what.startswith("pipeline.inputs") and (task.folder / MANIFEST).is_file():
         grow = f", or set data.sources.{task.name}.grow=true to append what is new"
@@ -211,7 +97,7 @@ def _refused(task: _Task, what: str) -> UserError:
     )
 
 
-def _refuse_other_settings(tasks: list[_Task]) -> None:
+def _refuse_other_settings(tasks: list[Task]) -> None:
     """Refuse all folders of other settings now, not each after the work on those before it."""
     problems: list[str] = []
     for task in tasks:
@@ -237,7 +123,7 @@ def _refuse_other_settings(tasks: list[_Task]) -> None:
         raise UserError(problems)
 
 
-def _complete(task: _Task, histories: dict[str, list[str]]) -> PreparedSource | None:
+def _complete(task: Task, histories: dict[str, list[str]]) -> PreparedSource | None:
     """The source where it is complete; the sources before it may have grown since."""
     if not (task.folder / MANIFEST).is_file():
         return None
@@ -251,7 +137,11 @@ def _complete(task: _Task, histories: dict[str, list[str]]) -> PreparedSource | 
 
 
 def _grow(
-    task: _Task, complete: PreparedSource, against: dict[str, str], tasks: list[_Task], display: PrepareDisplay
+    task: Task,
+    complete: PreparedSource,
+    against: dict[str, str],
+    tasks: list[Task],
+    display: PrepareDisplay,
 ) -> PreparedSource:
     """Append what is new in the inputs as the next generation, if the source may grow and there is something.
 
@@ -301,7 +191,7 @@ def _grow(
     return PreparedSource(task.folder, grown, was_complete=False, grew=True)
 
 
-def _is_complete(task: _Task) -> bool:
+def _is_complete(task: Task) -> bool:
     return (task.folder / MANIFEST).is_file()
 
 
@@ -322,7 +212,7 @@ def _files(parts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {plural: [part[kind] for part in parts if part[kind]] for kind, plural in _PART_FILES.items()}
 
 
-def _begin(task: _Task, against: dict[str, str]) -> Journal:
+def _begin(task: Task, against: dict[str, str]) -> Journal:
     """The journal to go on with; files that it doesn't record (of a part cut short) are removed."""
     journal = Journal(task.folder)
     states = task.states(journal)
@@ -339,7 +229,7 @@ def _begin(task: _Task, against: dict[str, str]) -> Journal:
     return journal
 
 
-def _prepare_source(task: _Task, against: dict[str, str], seen: set[bytes], display: PrepareDisplay) -> PreparedSource:
+def _prepare_source(task: Task, against: dict[str, str], seen: set[bytes], display: PrepareDisplay) -> PreparedSource:
     journal = _begin(task, against)
     counts, columns = _write_source(task, journal, seen, display)
     if counts.kept == 0:
@@ -356,7 +246,11 @@ def _prepare_source(task: _Task, against: dict[str, str], seen: set[bytes], disp
 
 
 def _write_source(
-    task: _Task, journal: Journal, seen: set[bytes], display: PrepareDisplay, labels: Mapping[str, Any] | None = None
+    task: Task,
+    journal: Journal,
+    seen: set[bytes],
+    display: PrepareDisplay,
+    labels: Mapping[str, Any] | None = None,
 ) -> tuple[Counts, Columns]:
     """Write all parts that the journal doesn't have; `labels` is the entry of columns whose vocabulary goes on."""
     display.begin(task.name, task.inputs)
@@ -372,7 +266,7 @@ def _write_source(
     return counts, columns
 
 
-def _stream(task: _Task, seen: set[bytes], start: Any) -> Iterator[list[Fate]]:
+def _stream(task: Task, seen: set[bytes], start: Any) -> Iterator[list[Fate]]:
     if task.config.import_format:
         return imported(task.inputs, task.config.import_column, task.rules, task.tokenizer, seen, start)
     others = task.columns().fields
@@ -382,7 +276,7 @@ def _stream(task: _Task, seen: set[bytes], start: Any) -> Iterator[list[Fate]]:
 
 
 def _write_parts(
-    task: _Task,
+    task: Task,
     journal: Journal,
     counts: Counts,
     columns: Columns,
@@ -411,7 +305,7 @@ def _write_parts(
         _close_part(task, journal, part, counts, columns, fate)
 
 
-def _close_part(task: _Task, journal: Journal, part: Part, counts: Counts, columns: Columns, last: Fate) -> None:
+def _close_part(task: Task, journal: Journal, part: Part, counts: Counts, columns: Columns, last: Fate) -> None:
     files = _files(journal.parts)
     line: dict[str, Any] = {"shard": None, "held_out": None, "provenance": None}
     if part.held_out:
@@ -427,7 +321,7 @@ def _close_part(task: _Task, journal: Journal, part: Part, counts: Counts, colum
     journal.add(line)
 
 
-def _manifest(task: _Task, journal: Journal, counts: Counts, columns: Columns) -> dict[str, Any]:
+def _manifest(task: Task, journal: Journal, counts: Counts, columns: Columns) -> dict[str, Any]:
     """The manifest of all that the journal lists."""
     assert journal.header is not None
     manifest = {key: value for key, value in journal.header.items() if key != "times"}

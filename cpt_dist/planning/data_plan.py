@@ -198,7 +198,7 @@ def packing_summary(source: Source, seq_len: int, packing: str) -> dict[str, Any
     shard; best fit reads the documents' bounds (no tokens) and counts exactly.
     """
     plan = make_plan(source, seq_len, packing)
-    cuts = plan.num_rows - int(np.count_nonzero(source.shard_tokens))
+    cuts = plan.num_rows - int(np.count_nonzero(plan.rows_per_shard))
     return {
         "rows": plan.num_rows,
         "utilisation": plan.num_tokens / max(1, plan.num_rows * seq_len),
