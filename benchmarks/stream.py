@@ -130,7 +130,7 @@ OWN = {"rates": own_rates, "first": own_first, "attempts": own_attempts, "bare":
 
 def run_job(command: list[str], job: dict[str, Any], work: Path) -> dict[str, Any]:
     """Run a job in a process of its own with one thread; RuntimeError with its last words where it fails."""
-    path = work / "job.json"
+    path = work / f"job-{os.getpid()}.json"
     path.write_text(json.dumps(job))
     settings = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment = {**os.environ, **settings, "TMPDIR": str(work)}
@@ -192,6 +192,7 @@ class Benchmark:
         else:
             for name in self.arguments.peer or list(PEERS):
                 self.peer(name, speeds, begun, resumed)
+                self.write()  # what is measured isn't lost where a later peer is stopped
 
     def peer(self, name: str, speeds: dict[int, float], begun: dict[str, Any], resumed: dict[str, Any]) -> None:
         """Every row of one peer; a part that fails has no value and says why."""
@@ -250,6 +251,10 @@ class Benchmark:
         for name, answers in self.asked.items():
             for what, answer in answers.items():
                 print(f"{name:<26} {ASKED.get(what, what):<32} {answer}")
+        self.write()
+
+    def write(self) -> None:
+        """Write the rows so far as JSON."""
         self.arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.arguments.out, {"quick": self.arguments.quick, "rows": self.rows, "asked": self.asked})
 
