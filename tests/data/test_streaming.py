@@ -88,6 +88,12 @@ def test_a_shard_is_fetched_once_for_all_that_read_it(served, settings):
     assert [len(faults.fetched(name)) for name in SHARDS] == [1, 1, 1]
 
 
+def test_a_plain_http_server_is_asked_for_files_and_for_no_listing(served, settings):
+    url, faults = served
+    everything(opened(url, settings))
+    assert {name for name, _ in faults.requests} == {"manifest.json", *SHARDS}
+
+
 def test_a_server_without_ranges_will_do(served, folder, settings):
     url, faults = served
     faults.ranges = False
