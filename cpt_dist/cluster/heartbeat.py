@@ -77,6 +77,8 @@ class Heartbeat:
     def stop(self) -> None:
         """Write a last heartbeat and end both threads."""
         self._ended.set()
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # closing alone doesn't wake the thread
         self._server.close()
         self._write()
 

@@ -81,9 +81,7 @@ def submit(request: Request, config: CptConfig) -> list[str]:
     Raises UserError where sbatch refuses.
     """
     if config.cluster.name != "slurm":
-        raise UserError(
-            f"cluster.name: launch/submit.py submits to slurm, not to '{config.cluster.name}'; cluster=slurm"
-        )
+        raise UserError(f"cluster.name: '{config.cluster.name}' is nothing to submit to; add cluster=slurm")
     work_dir, base = Path.cwd(), Path(config.run_dir).resolve()
     code = base / "code" / code_fingerprint() if config.cluster.snapshot else ROOT
     request = _with_config_folders(request, code, config.cluster.snapshot and not request.dry_run)
