@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 import torch
 
+from cpt_dist.data.blocks import Blocks
 from cpt_dist.data.masking import IGNORE_INDEX, TakenDown, mask_rows, place_rows, rows_left
-from cpt_dist.data.packing import PackPlan, RowSource, document_pieces
+from cpt_dist.data.packing import PackPlan, Row, RowSource
 
 _FILLER_TOKENS = 2
 _NO_SOURCE = -1
@@ -69,52 +71,6 @@ class Batch:
         return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
 
 
-class _Assembly:
-    """Collects pieces and their labels and makes the batch."""
-
-    def __init__(self) -> None:
-        self.input_ids: list[np.ndarray] = []
-        self.labels: list[np.ndarray] = []
-        self.lengths: list[np.ndarray] = []
-        self.sources: list[int] = []
-        self.source_tokens: list[int] = []
-        self.doc_ids: list[np.ndarray] = []
-
-    def add(self, input_ids: np.ndarray, labels: np.ndarray, lengths: np.ndarray, ids: np.ndarray, source: int) -> None:
-        self.input_ids.append(input_ids)
-        self.labels.append(labels)
-        self.lengths.append(lengths)
-        self.doc_ids.append(ids)
-        self.sources.append(source)
-        self.source_tokens.append(input_ids.size)
-
-    def batch(
-        self,
-        sample_ids: np.ndarray,
-        row_sources: np.ndarray,
-        skipped: np.ndarray | None = None,
-        row_tokens: Sequence[int] = (),
-    ) -> Batch:
-        """The batch; positions count within pieces, or within rows where their lengths `row_tokens` are given."""
-        lost = np.zeros((2, len(sample_ids)), dtype=np.int64) if skipped is None else skipped
-        lengths = np.concatenate(self.lengths)
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        counted = np.array(row_tokens) if row_tokens else lengths
-        positions = np.arange(bounds[-1], dtype=np.int64) - np.repeat(np.cumsum(counted) - counted, counted)
-        return Batch(
-            input_ids=torch.from_numpy(np.concatenate(self.input_ids, dtype=np.int64)),
-            labels=torch.from_numpy(np.concatenate(self.labels, dtype=np.int64)),
-            position_ids=torch.from_numpy(positions),
-            cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
-            source_ids=torch.from_numpy(np.repeat(np.array(self.sources, dtype=np.int64), self.source_tokens)),
-            doc_ids=torch.from_numpy(np.concatenate(self.doc_ids)),
-            sample_ids=torch.from_numpy(sample_ids),
-            row_sources=torch.from_numpy(row_sources),
-            skipped_pieces=torch.from_numpy(lost[0]),
-            skipped_tokens=torch.from_numpy(lost[1]),
-        )
-
-
 def build_batch(
     sources: Sequence[RowSource],
     plans: Sequence[PackPlan],
@@ -143,29 +99,105 @@ def build_batch(
         rows, skipped = left.rows, np.stack([left.pieces, left.tokens])
         if not any(where.spans for where in rows):
             return filler_batch(sample_ids, source, skipped)
-    assembly = _Assembly()
+    num_tokens = sum(where.num_tokens for where in rows)
+    columns = _blocks.columns(4, num_tokens)
+    input_ids, source_ids = columns[0], columns[1]
+    begins, doc_ids, row_begins = [], [], []
+    continued: list[tuple[int, int]] = []  # (place of a span's last token, the token after it in its document)
+    at = 0
     for source_index, origin, where in zip(source.tolist(), origins, rows, strict=True):
-        offsets = origin.doc_offsets(where.shard)
-        for start, stop in where.spans:
-            with_next = origin.tokens(where.shard, start, min(stop + 1, int(origin.shard_tokens[where.shard])))
-            labels = np.full(stop - start, IGNORE_INDEX, dtype=np.int64)
-            labels[: with_next.size - 1] = with_next[1:]
-            first, bounds = document_pieces(offsets, start, stop)
-            lengths = np.diff(bounds)
-            present = np.flatnonzero(lengths)
-            documents = first + present
-            ends = bounds[1:][present]
-            closed = ends[ends.astype(np.uint64) == offsets[documents + 1]]
-            labels[closed - 1 - start] = IGNORE_INDEX
-            ids = origin.doc_ids(where.shard)[documents]
-            assembly.add(with_next[: stop - start], labels, lengths[present], ids, source_index)
-    batch = assembly.batch(
-        sample_ids, source, skipped, [where.num_tokens for where in rows] if positions == "continue" else ()
+        row_begins.append(at)
+        if not where.spans:
+            continue
+        offsets = origin.doc_offsets(where.shard).view(np.int64)
+        documents, begin, ends_document = _row_pieces(where, offsets, at)
+        begins.append(begin)
+        doc_ids.append(origin.doc_ids(where.shard)[documents])
+        for (first, last), is_end in zip(where.spans, ends_document, strict=True):
+            stop = at + last - first
+            # A span that ends within a document is read with the one token after it, the label of its last token.
+            tokens = origin.tokens(where.shard, first, last if is_end else last + 1)
+            input_ids[at:stop] = tokens[: last - first]
+            if not is_end:
+                continued.append((stop - 1, int(tokens[-1])))
+            at = stop
+        source_ids[row_begins[-1] : at] = source_index
+    batch = _batch(
+        columns,
+        np.concatenate([*begins, [num_tokens]], dtype=np.int64),
+        np.concatenate(doc_ids),
+        (sample_ids, source, *skipped),
+        continued,
+        np.array([*row_begins, num_tokens], dtype=np.int64) if positions == "continue" else None,
     )
     if left and positions == "continue":
         place_rows(batch.position_ids.numpy(), left)
     mask_rows(batch.labels.numpy(), origins, rows)
     return batch
+
+
+def _row_pieces(row: Row, offsets: np.ndarray, at: int) -> tuple[slice | np.ndarray, np.ndarray, list[bool]]:
+    """The document pieces of a row whose first token gets the place `at` of the batch.
+
+    `offsets` is int64 [num_documents + 1]. Returns index of each piece's document, place of the piece's first token,
+    and for each span whether it ends where a document does. Boundaries come from the record, never from a separator
+    token. A document without tokens gives a piece without tokens.
+    """
+    if len(row.spans) == 1:
+        ((start, stop),) = row.spans
+        first = int(offsets.searchsorted(start, "right")) - 1
+        last = int(offsets.searchsorted(stop))
+        begin = offsets[first:last] + (at - start)
+        begin[0] = at
+        return slice(first, last), begin, [bool(offsets[last] == stop)]
+    starts, stops = np.array(row.spans, dtype=np.int64).T
+    lasts = offsets.searchsorted(stops)
+    firsts = offsets.searchsorted(starts, "right") - 1
+    counts = lasts - firsts
+    ends = np.cumsum(counts)
+    documents = np.arange(ends[-1]) + np.repeat(firsts - ends + counts, counts)
+    lengths = stops - starts
+    begin = np.maximum(offsets[documents], np.repeat(starts, counts))
+    begin += np.repeat(np.cumsum(lengths) - lengths - starts + at, counts)
+    return documents, begin, (offsets[lasts] == stops).tolist()
+
+
+_blocks = Blocks()
+_counting = np.arange(1 << 16, dtype=np.int64)
+
+
+def _batch(
+    columns: np.ndarray,
+    bounds: np.ndarray,
+    doc_ids: np.ndarray,
+    by_row: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    continued: Sequence[tuple[int, int]] = (),
+    counted: np.ndarray | None = None,
+) -> Batch:
+    """The batch of pieces between `bounds` (int64 [pieces + 1]), some of which may have no token.
+
+    `columns` is int64 [4, tokens]: input_ids, source_ids, and labels and positions, which are filled in here. `by_row`
+    (int64 [rows] each) are sample_ids, row_sources, skipped_pieces and skipped_tokens. `continued`: (place, label) of
+    last tokens whose document goes on elsewhere. Positions count between the places `counted` (int64 [n + 1],
+    default: `bounds`).
+    """
+    lengths = bounds[1:] - bounds[:-1]
+    if not lengths.all():
+        present = np.flatnonzero(lengths)
+        lengths, doc_ids, bounds = lengths[present], doc_ids[present], np.append(bounds[present], bounds[-1])
+    input_ids, source_ids, labels, positions = columns
+    num_tokens = len(input_ids)
+    labels[:-1] = input_ids[1:]
+    labels[bounds[1:] - 1] = IGNORE_INDEX
+    if continued:
+        places, following = zip(*continued, strict=True)
+        labels[list(places)] = following
+    begins = bounds if counted is None else counted
+    counting = _counting if num_tokens <= len(_counting) else np.arange(num_tokens)
+    for begin, end in pairwise(begins.tolist()):
+        positions[begin:end] = counting[: end - begin]
+    arrays = (input_ids, labels, positions, bounds.astype(np.int32), source_ids, doc_ids, *by_row)
+    return Batch(*(torch.from_numpy(array) for array in arrays))
 
 
 def filler_batch(
@@ -176,14 +208,19 @@ def filler_batch(
     Without arguments it has no rows; else those of `sample_ids`, of which everything was `skipped` (int64 [2, rows]:
     pieces and tokens).
     """
-    assembly = _Assembly()
-    zeros = np.zeros(_FILLER_TOKENS, dtype=np.int64)
-    ids = np.zeros((1, 16), dtype=np.uint8)
-    assembly.add(zeros, np.full(_FILLER_TOKENS, IGNORE_INDEX), np.array([_FILLER_TOKENS]), ids, _NO_SOURCE)
     none = np.empty(0, dtype=np.int64)
-    return assembly.batch(
-        none if sample_ids is None else sample_ids, none if row_sources is None else row_sources, skipped
+    sample_ids, row_sources = (none if given is None else given for given in (sample_ids, row_sources))
+    lost = np.zeros((2, len(sample_ids)), dtype=np.int64) if skipped is None else skipped
+    columns = np.zeros((4, _FILLER_TOKENS), dtype=np.int64)
+    columns[1] = _NO_SOURCE
+    batch = _batch(
+        columns,
+        np.array([0, _FILLER_TOKENS], dtype=np.int64),
+        np.zeros((1, 16), dtype=np.uint8),
+        (sample_ids, row_sources, *lost),
     )
+    batch.labels.fill_(IGNORE_INDEX)
+    return batch
 
 
 def pack_documents(documents: Sequence[np.ndarray | Sequence[int]], source: int = 0) -> Batch:
@@ -193,10 +230,14 @@ def pack_documents(documents: Sequence[np.ndarray | Sequence[int]], source: int 
     """
     if not documents or any(not len(document) for document in documents):
         raise ValueError("pack_documents needs at least one document, and a token in each")
-    assembly = _Assembly()
-    ids = np.zeros((1, 16), dtype=np.uint8)
-    for document in documents:
-        tokens = np.asarray(document).astype(np.int64)
-        labels = np.append(tokens[1:], IGNORE_INDEX)
-        assembly.add(tokens, labels, np.array([tokens.size]), ids, source)
-    return assembly.batch(np.arange(len(documents), dtype=np.int64), np.full(len(documents), source, dtype=np.int64))
+    num = len(documents)
+    bounds = np.cumsum([0, *(len(document) for document in documents)], dtype=np.int64)
+    columns = np.empty((4, int(bounds[-1])), dtype=np.int64)
+    columns[0] = np.concatenate([np.asarray(document).astype(np.int64) for document in documents])
+    columns[1] = source
+    return _batch(
+        columns,
+        bounds,
+        np.zeros((num, 16), dtype=np.uint8),
+        (np.arange(num), np.full(num, source, dtype=np.int64), *np.zeros((2, num), dtype=np.int64)),
+    )

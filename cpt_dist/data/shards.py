@@ -145,11 +145,11 @@ class Source:
 
     def doc_offsets(self, shard: int) -> np.ndarray:
         """uint64 [num_documents + 1]: document i has the tokens [offset[i], offset[i + 1])."""
-        return self._shards[shard].read("doc_offsets", 0, self._shards[shard].entry["documents"] + 1)
+        return self._shards[shard].column("doc_offsets", self._shards[shard].entry["documents"] + 1)
 
     def doc_ids(self, shard: int) -> np.ndarray:
         """uint8 [num_documents, 16]: xxh3-128 of each document's normalised text."""
-        return self._shards[shard].read("doc_id", 0, 16 * self._shards[shard].entry["documents"]).reshape(-1, 16)
+        return self._shards[shard].column("doc_id", 16 * self._shards[shard].entry["documents"]).reshape(-1, 16)
 
     def loss_spans(self, shard: int) -> np.ndarray | None:
         """uint64 [num_spans, 2], rising: tokens [start, stop) of the shard that are to be predicted; None: all are."""
