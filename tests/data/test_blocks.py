@@ -17,7 +17,9 @@ def address(array):
 def test_memory_that_nobody_refers_to_is_lent_again():
     pool = Blocks()
     first = address(pool.columns(4, 1000))
+    others = [np.empty(4096, dtype=np.int64) for _ in range(3)]  # what malloc would give out again
     assert address(pool.columns(4, 900)) == first
+    assert first not in map(address, others)
 
 
 KEPT = {
