@@ -41,6 +41,7 @@ bench: setup
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/simulate.py
 	$(BIN)/python benchmarks/stream.py
+	$(BIN)/python benchmarks/checkpoint.py
 
 docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_docs.py

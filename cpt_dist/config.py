@@ -258,13 +258,35 @@ class LoggingConfig:
 @dataclass
 class ConsolidateConfig:
     step: str = "latest"
-    """Step of the checkpoint: a number or latest."""
+    """Step of the checkpoint: a number, latest, or a name given by launch/checkpoints.py."""
     out: str = "${run_dir}/model"
     """Folder of the Hugging Face model."""
     dtype: str = "fp32"
     """Type of the written weights: fp32 or bf16."""
+    fp32_names: list[str] = field(default_factory=list)
+    """Patterns of tensors that are written in fp32 whatever `dtype` is, such as '*.norm.weight' or '*router*'."""
     max_shard_size: str = "5GB"
     """Largest safetensors file."""
+    workers: int = 2
+    """Processes that convert and write; each takes some tens of MB."""
+
+
+@dataclass
+class ImportCheckpointConfig:
+    source: str = ""
+    """Folder of another trainer's checkpoint. In launch/import_checkpoint.py as plain from=FOLDER."""
+    model: str = ""
+    """Folder with the config.json and the tokenizer of that model, such as its base. There as plain model=FOLDER."""
+    out: str = ""
+    """Folder of the Hugging Face model. There as plain out=FOLDER."""
+    dtype: str = "fp32"
+    """Type of the written weights: fp32 or bf16."""
+    fp32_names: list[str] = field(default_factory=list)
+    """Patterns of tensors that are written in fp32 whatever `dtype` is."""
+    max_shard_size: str = "5GB"
+    """Largest safetensors file."""
+    workers: int = 2
+    """Processes that convert and write."""
 
 
 @dataclass
@@ -314,6 +336,7 @@ class CptConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     consolidate: ConsolidateConfig = field(default_factory=ConsolidateConfig)
+    import_checkpoint: ImportCheckpointConfig = field(default_factory=ImportCheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)

@@ -165,6 +165,8 @@ def _check_counts(problems: list[str], config: CptConfig) -> None:
         "checkpoint.keep_every": (config.checkpoint.keep_every, 0),
         "checkpoint.keep_best": (config.checkpoint.keep_best, 0),
         "checkpoint.probe_tokens": (config.checkpoint.probe_tokens, 2),
+        "consolidate.workers": (config.consolidate.workers, 1),
+        "import_checkpoint.workers": (config.import_checkpoint.workers, 1),
         "evaluation.every_steps": (config.evaluation.every_steps, 0),
         "evaluation.seq_len": (config.evaluation.seq_len, 2),
         "evaluation.bootstrap": (config.evaluation.bootstrap, 100),
@@ -221,6 +223,7 @@ def validate(config: CptConfig) -> None:
     _check_keep_best(problems, config)
     _one_of(problems, "checkpoints.what", config.checkpoints.what, CHECKPOINT_COMMANDS)
     _one_of(problems, "consolidate.dtype", config.consolidate.dtype, ("fp32", "bf16"))
+    _one_of(problems, "import_checkpoint.dtype", config.import_checkpoint.dtype, ("fp32", "bf16"))
     _one_of(problems, "plan.what", config.plan.what, PLANS)
     for name, source in config.data.sources.items():
         _one_of(problems, f"data.sources.{name}.role", source.role, ROLES)
@@ -254,6 +257,7 @@ def validate(config: CptConfig) -> None:
         "data.cache_bytes": config.data.cache_bytes,
         "evaluation.max_tokens": config.evaluation.max_tokens,
         "consolidate.max_shard_size": config.consolidate.max_shard_size,
+        "import_checkpoint.max_shard_size": config.import_checkpoint.max_shard_size,
         "evaluate.batch_tokens": config.evaluate.batch_tokens,
     }.items():
         try:

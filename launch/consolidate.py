@@ -1,7 +1,9 @@
-"""Turn a run's checkpoint into a Hugging Face model folder: python launch/consolidate.py run_dir=runs/demo"""
+"""Turn a run's checkpoint into a Hugging Face model: python launch/consolidate.py run_dir=runs/demo dtype=bf16"""
 
 from cpt_dist.cli import run
 from cpt_dist.config import CptConfig
+
+WORDS = ("step", "out", "dtype", "fp32_names", "max_shard_size", "workers")
 
 
 def main(config: CptConfig) -> None:
@@ -12,4 +14,4 @@ def main(config: CptConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, needs=("run_dir",))
+    run(main, needs=("run_dir",), short={word: f"consolidate.{word}" for word in WORDS})

@@ -1,28 +1,29 @@
 """From a run's sharded checkpoint to a Hugging Face model folder, checked.
 
-Tensors stream from the store into safetensors files, one in memory at a time, whatever engine and world size wrote
-them. At the end the result is loaded the way any user would load it, and its logits are compared with those that the
+Tensors stream from the store into safetensors files by several processes, whatever engine and world size wrote them.
+At the end the model that transformers builds from the result computes logits, which are compared with those that the
 training model recorded in the checkpoint; a difference removes the result. It reads the run directory alone.
 """
 
 from __future__ import annotations
 
-import os
-import resource
-import shutil
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cpt_dist.checkpoint.dcp import SafeReader
-from cpt_dist.checkpoint.safetensors_stream import TensorSpec, split_into_files, write_stream
-from cpt_dist.checkpoint.store import CheckpointStore, Probe
+from cpt_dist.checkpoint.export_weights import DtypePolicy, export_weights
+from cpt_dist.checkpoint.model_folder_writer import folder_in_the_making
+from cpt_dist.checkpoint.open_store import checkpoint_store
+from cpt_dist.checkpoint.read_check import ReadCheck
+from cpt_dist.checkpoint.store import CheckpointStore
+from cpt_dist.checkpoint.streamed_model import logit_difference
+from cpt_dist.checkpoint.tensor_source import TensorSource
 from cpt_dist.config import CptConfig, parse_quantity
 from cpt_dist.errors import UserError
-from cpt_dist.files import sync_folder, write_json
+from cpt_dist.files import file_checksum
 from cpt_dist.model.model_files import copy_model_files, write_export_config
 from cpt_dist.run_directory import RunDirectory
 
@@ -43,111 +44,74 @@ class Consolidated:
     num_tensors: int
     num_bytes: int
     largest_tensor_bytes: int
+    """Of the largest tensor as it is stored."""
+    kept_files: list[str]
+    """Files that an interrupted consolidation had finished."""
     streaming_peak_bytes: int
-    """Most memory resident in this process until the weights were written, the interpreter and torch included."""
+    """Most memory of this process and its workers together while the weights were written, torch included."""
+    weights_seconds: float
+    """Time until all weights were written, on the disk and compared with the checkpoint."""
     logit_difference: float | None
     """Largest difference of logits relative to their largest magnitude; None where the checkpoint has no probe."""
 
 
-def resolve_step(store: CheckpointStore, wanted: str) -> int:
-    """The step that `wanted` ("latest" or a number) names. Raises UserError where it doesn't exist."""
-    steps = store.steps()
-    if wanted == "latest" and steps:
-        return steps[-1]
-    if wanted.isdigit() and int(wanted) in steps:
-        return int(wanted)
-    raise UserError(f"consolidate.step: no checkpoint '{wanted}' in {store.folder}; there are: {steps or 'none'}")
-
-
 def consolidate(
-    store: CheckpointStore, step: int, model_files: Path, out: Path, dtype_name: str, max_shard_bytes: int
+    store: CheckpointStore,
+    step: int,
+    model_files: Path,
+    out: Path,
+    dtype_name: str,
+    max_shard_bytes: int,
+    workers: int = 1,
+    fp32_names: tuple[str, ...] = (),
 ) -> Consolidated:
     """Write the model of checkpoint `step` to `out` in `dtype_name` (fp32 or bf16), whole or not at all.
 
-    `model_files` holds the base model's config.json and tokenizer files. Memory holds one tensor at a time; the check
-    at the end loads the model. Raises UserError for a damaged checkpoint, an `out` that holds something else, or
-    logits that differ.
+    `model_files` holds the base model's config.json and tokenizer files; tensors that match one of the patterns
+    `fp32_names` are written in fp32. Memory doesn't grow with the model, except by its largest tensor in the check at
+    the end. Raises UserError for a damaged checkpoint, an `out` that holds something else, or logits that differ.
     """
     dtype = DTYPES[dtype_name]
-    store.verify(step)
-    if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
-        raise UserError(f"consolidate.out: {out} holds something that is no model; give another folder")
-    temporary = out.with_name(f".{out.name}.tmp.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        specs = _write_weights(SafeReader(store.path(step) / "state"), temporary, dtype, max_shard_bytes)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        copy_model_files(model_files, temporary)
-        write_export_config(temporary, dtype_name, store.trainer(step).get("rope"))
+    folder = store.path(step)
+    check = ReadCheck(folder, store.manifest(step))
+    check.files()
+    sources = model_sources(SafeReader(folder / "state"))
+    identity = [str(step), file_checksum(folder / "manifest.json")]
+    with folder_in_the_making(out, "consolidate.out") as part:
+        started = time.perf_counter()
+        written = export_weights(
+            sources, part, DtypePolicy(dtype, fp32_names), max_shard_bytes, workers, identity, check.pieces
+        )
+        weights_seconds = time.perf_counter() - started
+        copy_model_files(model_files, part)
+        write_export_config(part, dtype_name, store.trainer(step).get("rope"))
         probe = store.probe(step)
-        difference = logit_difference(temporary, probe, dtype) if probe is not None else None
+        difference = logit_difference(part, probe) if probe is not None else None
         if difference is not None and not difference <= LOGIT_TOLERANCE[dtype]:
             raise UserError(
                 f"the consolidated model's logits differ from the training model's by {difference:.2e} relative "
                 f"(allowed {LOGIT_TOLERANCE[dtype]:.0e}); {out} was not written"
             )
-        _replace_folder(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sizes = [spec.num_bytes for spec in specs]
-    return Consolidated(out, step, len(specs), sum(sizes), max(sizes), peak, difference)
-
-
-def _write_weights(reader: SafeReader, folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> list[TensorSpec]:
-    shapes = {name: shape for name, shape in reader.tensor_shapes().items() if name.startswith(PREFIX)}
-    specs = [TensorSpec(name.removeprefix(PREFIX), tuple(shape), dtype) for name, shape in sorted(shapes.items())]
-    files = split_into_files(specs, max_shard_bytes)
-
-    def stream(part: list[TensorSpec]) -> Iterator[torch.Tensor]:
-        for spec in part:
-            yield reader.tensor(PREFIX + spec.name).to(dtype)
-
-    if len(files) == 1:
-        write_stream(folder / "model.safetensors", files[0], stream(files[0]))
-        return specs
-    weight_map: dict[str, str] = {}
-    for number, part in enumerate(files, start=1):
-        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        write_stream(folder / name, part, stream(part))
-        weight_map |= {spec.name: name for spec in part}
-    total = sum(spec.num_bytes for spec in specs)
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-    return specs
-
-
-def logit_difference(folder: Path, probe: Probe, dtype: torch.dtype) -> float:
-    """Largest difference between the logits of the model in `folder` and the probe's, relative to the largest of these.
-
-    The model is loaded with plain `AutoModelForCausalLM.from_pretrained` in `dtype` and runs in fp32, so that the
-    difference is that of the weights. Raises UserError where weights are missing or unexpected.
-    """
-    from transformers import AutoModelForCausalLM
-
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, output_loading_info=True
+    return Consolidated(
+        folder=out,
+        step=step,
+        num_tensors=len(written.specs),
+        num_bytes=sum(spec.num_bytes for spec in written.specs),
+        largest_tensor_bytes=max(source.num_bytes for source in sources.values()),
+        kept_files=written.kept_files,
+        streaming_peak_bytes=written.peak_bytes,
+        weights_seconds=weights_seconds,
+        logit_difference=difference,
     )
-    model, info = loaded
-    wrong = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
-    if wrong:
-        raise UserError(f"the consolidated model doesn't load whole: {wrong}")
-    with torch.no_grad():
-        logits = model.float().eval()(input_ids=probe.input_ids[None], use_cache=False).logits[0].float()
-    scale = probe.logits.abs().max().clamp_min(1e-12)
-    return float((logits - probe.logits).abs().max() / scale)
 
 
-def _replace_folder(new: Path, target: Path) -> None:
-    for path in new.iterdir():
-        with open(path, "rb") as handle:
-            os.fsync(handle.fileno())
-    sync_folder(new)
-    old = target.with_name(f".{target.name}.old.{os.getpid()}")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
-    sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def model_sources(reader: SafeReader) -> dict[str, TensorSource]:
+    """The model's tensors in a checkpoint of the store by the names of the Hugging Face model."""
+    return {
+        name.removeprefix(PREFIX): source.renamed(name.removeprefix(PREFIX))
+        for name, source in reader.sources().items()
+        if name.startswith(PREFIX)
+    }
 
 
 def consolidate_run(config: CptConfig) -> Consolidated:
@@ -156,13 +120,17 @@ def consolidate_run(config: CptConfig) -> Consolidated:
     wanted = config.consolidate
     if not run.model_files.is_dir():
         raise UserError(f"run_dir: {run.path} is no run directory (it has no model_files); give the folder of a run")
-    store = CheckpointStore(run.checkpoints)
-    step = resolve_step(store, wanted.step)
+    store = checkpoint_store(config)
+    step = store.step_of(wanted.step)
     max_bytes = parse_quantity(wanted.max_shard_size, "consolidate.max_shard_size")
-    done = consolidate(store, step, run.model_files, Path(wanted.out), wanted.dtype, max_bytes)
+    names = tuple(wanted.fp32_names)
+    done = consolidate(store, step, run.model_files, Path(wanted.out), wanted.dtype, max_bytes, wanted.workers, names)
+    if done.kept_files:
+        print(f"went on after an interruption: {len(done.kept_files)} finished files were found whole and kept")
     print(
         f"{done.folder}: step {done.step}, {done.num_tensors} tensors, {done.num_bytes / 1e6:.1f} MB of "
-        f"{wanted.dtype}; peak memory while writing {done.streaming_peak_bytes / 1e6:.0f} MB "
+        f"{wanted.dtype} in {done.weights_seconds:.1f} s, each read back and equal to the checkpoint's; peak memory "
+        f"while writing {done.streaming_peak_bytes / 1e6:.0f} MB "
         f"(largest tensor {done.largest_tensor_bytes / 1e6:.1f} MB)"
     )
     if done.logit_difference is None:

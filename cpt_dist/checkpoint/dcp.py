@@ -18,6 +18,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from cpt_dist.checkpoint.tensor_source import Piece, TensorSource
 from cpt_dist.errors import UserError
 
 _ALLOWED = {
@@ -33,7 +34,7 @@ _ALLOWED = {
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.serialization": {"_get_layout"},
-    "torch": {"Size", "float32", "bfloat16", "float16", "float64", "int64"},
+    "torch": {"Size", "float64", "float32", "bfloat16", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"},
     "collections": {"OrderedDict"},
     "pathlib": {"PosixPath"},
     "pathlib._local": {"PosixPath"},
@@ -73,6 +74,34 @@ class SafeReader(FileSystemReader):
         """Name -> whole shape of every tensor."""
         entries = self.read_metadata().state_dict_metadata
         return {name: entry.size for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+
+    def sources(self) -> dict[str, TensorSource]:
+        """Name -> every tensor as pieces in files, of which nothing is read yet.
+
+        Raises UserError where the index leads out of its folder or names a storage that isn't known here.
+        """
+        index = self.read_metadata()
+        storage = {(key.fqn, tuple(key.offset or ())): where for key, where in (index.storage_data or {}).items()}
+        found = {}
+        for name, entry in index.state_dict_metadata.items():
+            if not isinstance(entry, TensorStorageMetadata):
+                continue
+            shape = tuple(entry.size)
+            pieces = []
+            for chunk in entry.chunks:
+                where = storage.get((name, tuple(chunk.offsets)))
+                if where is not None:
+                    place = (where.offset, tuple(chunk.offsets), tuple(chunk.sizes), where.length)
+                    pieces.append(Piece(self._data_file(where), *place))
+            found[name] = TensorSource(name, shape, entry.properties.dtype, tuple(pieces), grid=shape)
+        return found
+
+    def _data_file(self, where: _StorageInfo) -> Path:
+        if Path(where.relative_path).name != where.relative_path:
+            raise UserError(f"{self._folder}: its index leads to '{where.relative_path}', out of the checkpoint")
+        if getattr(where, "transform_descriptors", None):
+            raise UserError(f"{self._folder} is written with {where.transform_descriptors}; save it without extensions")
+        return self._folder / where.relative_path
 
     def chunks(self, name: str) -> Iterator[tuple[torch.Size, torch.Tensor]]:
         """The stored boxes of a tensor, one at a time: (offsets, values)."""

@@ -1,7 +1,8 @@
-"""Writing a safetensors file one tensor at a time.
+"""The layout of safetensors files that are written in parts.
 
 The library's own writer wants all tensors of a file in memory. The format (8 bytes of header length, a JSON header,
-the raw little-endian data in the header's order) can be written as a stream once shapes and types are known.
+the raw little-endian data in the header's order) can be laid out once shapes and types are known, and then each
+tensor has its place, whoever writes it. No tensor is written here.
 """
 
 from __future__ import annotations
@@ -10,13 +11,23 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import torch
 
-from cpt_dist.files import atomic_write
-
-_CODES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names of the format for types of elements."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +44,40 @@ class TensorSpec:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def split_into_files(specs: Iterable[TensorSpec], max_bytes: int) -> list[list[TensorSpec]]:
-    """Cut a list of tensors into runs of at most `max_bytes`; a tensor larger than that has a file of its own."""
+@dataclass(frozen=True)
+class FileLayout:
+    """A safetensors file: its name and its tensors in the order in which they lie in it."""
+
+    name: str
+    specs: tuple[TensorSpec, ...]
+
+    @cached_property
+    def header(self) -> bytes:
+        """Everything before the data, padded so that the data is aligned to 8 bytes."""
+        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for spec in self.specs:
+            end = offset + spec.num_bytes
+            entries[spec.name] = {"dtype": CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offset, end]}
+            offset = end
+        encoded = json.dumps(entries, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        return len(encoded).to_bytes(8, "little") + encoded
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """The byte of the file at which each tensor starts, and last the file's length."""
+        places = [len(self.header)]
+        for spec in self.specs:
+            places.append(places[-1] + spec.num_bytes)
+        return places
+
+
+def lay_out(specs: Iterable[TensorSpec], max_bytes: int) -> list[FileLayout]:
+    """Spread tensors, in their order, over files of at most `max_bytes` of data with Hugging Face's names.
+
+    A tensor that is larger than that has a file of its own. One file is model.safetensors.
+    """
     files: list[list[TensorSpec]] = []
     size = 0
     for spec in specs:
@@ -43,26 +86,9 @@ def split_into_files(specs: Iterable[TensorSpec], max_bytes: int) -> list[list[T
             size = 0
         files[-1].append(spec)
         size += spec.num_bytes
-    return files
-
-
-def write_stream(path: Path, specs: list[TensorSpec], tensors: Iterable[torch.Tensor]) -> None:
-    """Write `tensors`, which come one by one in the order of `specs`, into a safetensors file, atomically.
-
-    Raises ValueError where a tensor is not what its spec says.
-    """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for spec in specs:
-        end = offset + spec.num_bytes
-        header[spec.name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with atomic_write(path) as handle:
-        handle.write(len(encoded).to_bytes(8, "little") + encoded)
-        for spec, tensor in zip(specs, tensors, strict=True):
-            if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
-                raise ValueError(f"{spec.name}: {tuple(tensor.shape)} {tensor.dtype} is not {spec}")
-            if spec.num_bytes:
-                handle.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    if len(files) == 1:
+        return [FileLayout("model.safetensors", tuple(files[0]))]
+    return [
+        FileLayout(f"model-{number:05d}-of-{len(files):05d}.safetensors", tuple(part))
+        for number, part in enumerate(files, start=1)
+    ]

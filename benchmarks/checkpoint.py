@@ -1,0 +1,278 @@
+"""Saving, loading and consolidating checkpoints beside other tools: python benchmarks/checkpoint.py [--quick]
+
+One model of 0.5 GB of fp32 weights with Adam's moments, and without --quick one of 4 GB without moments, are made
+on the spot and removed afterwards; `--scratch FOLDER` says where (about 6 GB, and 20 GB). The state lies on two gloo
+processes. Everything is timed with its input in the page cache and its output flushed to the disk: for `cp` and
+zero_to_fp32.py, which don't flush, by an fsync of the files inside the measured time. Runs of ours and of a peer
+alternate, and the best of each counts. Memory is the largest sum of the proportional set sizes of a program's
+processes, seen every 100 ms. ratio is peer / ours for seconds and bytes of memory: above 1, ours is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).with_name("results") / "checkpoint.json"
+SIZES = {
+    "0.5 GB": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "vocab_size": 16000},
+    "4 GB": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 17, "vocab_size": 32000},
+}
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
+    "OMP_NUM_THREADS": "1",
+    "DS_ACCELERATOR": "cpu",
+}
+MEMORY_ALLOWED = 1_000_000_000
+"""Beside twice the largest tensor."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    metric: str
+    unit: str
+    ours: float
+    peer: float
+    peer_name: str
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A program that has ended."""
+
+    seconds: float
+    peak_bytes: int
+    output: str
+
+
+def run(command: list[Any], after: Callable[[], None] = lambda: None) -> Run:
+    """Run a program to its end and `after` it, with the time of both and the program's peak memory."""
+    peak, ended = 0, threading.Event()
+
+    def watch(process: psutil.Process) -> None:
+        nonlocal peak
+        while not ended.wait(0.1):
+            total = 0
+            try:
+                for member in (process, *process.children(recursive=True)):
+                    total += member.memory_full_info().pss
+            except psutil.Error:  # it has just ended
+                continue
+            peak = max(peak, total)
+
+    words = [str(word) for word in command]
+    start = time.perf_counter()
+    with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        watcher = threading.Thread(target=watch, args=(psutil.Process(child.pid),))
+        watcher.start()
+        output, problem = child.communicate()
+        ended.set()
+        watcher.join()
+    after()
+    if child.returncode:
+        raise SystemExit(f"{' '.join(words)} failed:\n{problem[-3000:]}")
+    seconds = time.perf_counter() - start
+    print(f"{seconds:7.1f} s  {' '.join(words)[:150]}", file=sys.stderr, flush=True)
+    return Run(seconds, peak, output)
+
+
+def ranks(job: dict[str, Any]) -> dict[str, float]:
+    """The times of a job of `checkpoint_ranks.py`."""
+    folder = Path(job["folder"])
+    (folder / "job.json").write_text(json.dumps(job))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    run([*launcher, Path(__file__).with_name("checkpoint_ranks.py"), folder / "job.json"])
+    return json.loads((folder / "times.json").read_text())
+
+
+def flush(folder: Path) -> None:
+    """fsync every file below a folder."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def warm(folder: Path) -> None:
+    """Read every file below a folder once, so that it is in the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb", buffering=0) as handle:
+                while handle.read(1 << 24):
+                    pass
+
+
+MAKE_BASE = """
+import sys, json, torch
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+from tests.helpers.tiny_run import write_tokenizer
+folder = Path(sys.argv[1])
+shape = json.loads(sys.argv[2])
+config = LlamaConfig(num_attention_heads=16, num_key_value_heads=16, max_position_embeddings=512, **shape)
+with torch.device("meta"):
+    model = LlamaForCausalLM(config)
+model.to_empty(device="cpu")
+torch.manual_seed(0)
+for name, parameter in model.named_parameters():
+    torch.nn.init.ones_(parameter) if parameter.ndim == 1 else torch.nn.init.uniform_(parameter, -0.03, 0.03)
+model.save_pretrained(folder, max_shard_size="100GB")
+write_tokenizer(folder)
+"""
+
+
+def largest_tensor_bytes(base: Path) -> int:
+    """Of the tensors in the model's one file."""
+    with open(base / "model.safetensors", "rb") as handle:
+        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+    return max(end - start for start, end in (v["data_offsets"] for k, v in header.items() if k != "__metadata__"))
+
+
+def alternate(programs: dict[str, Callable[[], Run]], repeat: int) -> dict[str, list[Run]]:
+    """Run each program `repeat` times, in turns."""
+    found: dict[str, list[Run]] = {name: [] for name in programs}
+    for _ in range(repeat):
+        for name, program in programs.items():
+            found[name].append(program())
+    return found
+
+
+def consolidations(folder: Path, tag: str, repeat: int) -> list[Row]:
+    """Rows for consolidation and import beside zero_to_fp32.py and cp."""
+    base, out = folder / "base", folder / "out"
+
+    def writing(command: list[Any], inputs: Path, flushes: bool) -> Callable[[], Run]:
+        def program() -> Run:
+            shutil.rmtree(out, ignore_errors=True)
+            warm(inputs)
+            return run(command, (lambda: flush(out)) if flushes else (lambda: None))
+
+        return program
+
+    def copying() -> Run:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        warm(base)
+        return run(["cp", base / "model.safetensors", out], lambda: flush(out))
+
+    python, launch, saved = sys.executable, ROOT / "launch", folder / "deepspeed"
+    words = [f"out={out}", "workers=2", "max_shard_size=100GB"]
+    script = [python, saved / "zero_to_fp32.py", saved, out, "--safe_serialization", "--max_shard_size", "100GB"]
+    importing = [python, launch / "import_checkpoint.py", f"from={saved}", f"model={base}", *words]
+    consolidating = [python, launch / "consolidate.py", f"run_dir={folder / 'run'}", *words]
+    found = alternate(
+        {
+            "consolidate": writing(consolidating, folder / "run", flushes=False),
+            "import": writing(importing, saved, flushes=False),
+            "zero_to_fp32.py": writing(script, saved, flushes=True),
+            "cp": copying,
+        },
+        repeat,
+    )
+    seconds = {name: min(one.seconds for one in runs) for name, runs in found.items()}
+    memory = {name: max(one.peak_bytes for one in runs) / 1e6 for name, runs in found.items()}
+    weights = min(float(one.output.split(" in ")[1].split(" s")[0]) for one in found["consolidate"])
+    allowed = (MEMORY_ALLOWED + 2 * largest_tensor_bytes(base)) / 1e6
+    peer, copied = "zero_to_fp32.py", seconds["cp"]
+
+    def row(metric: str, unit: str, ours: float, theirs: float, name: str) -> Row:
+        return Row(f"{tag}: {metric}", unit, ours, theirs, name, theirs / ours)
+
+    return [
+        row("consolidate, whole command with its check of logits", "s", seconds["consolidate"], seconds[peer], peer),
+        row("import the same DeepSpeed folder, whole command", "s", seconds["import"], seconds[peer], peer),
+        row("consolidate: weights written, flushed and read back", "s", weights, copied, "cp + fsync"),
+        row("consolidate, whole command", "s", seconds["consolidate"], copied, "cp + fsync"),
+        row("consolidate: peak memory", "MB", memory["consolidate"], memory[peer], peer),
+        row("consolidate: peak memory", "MB", memory["consolidate"], allowed, "1 GB + twice the largest tensor"),
+        row("import: peak memory", "MB", memory["import"], allowed, "1 GB + twice the largest tensor"),
+    ]
+
+
+def savings(times: dict[str, float], tag: str) -> list[Row]:
+    """Rows for stalls and for the bandwidth of saves and loads."""
+    rows = [
+        Row(f"{tag}: stall of an asynchronous save", "s", times[key], times["save"], name, times["save"] / times[key])
+        for key, name in (("stall", "synchronous save"), ("first stall", "synchronous save (the first makes buffers)"))
+    ]
+    for kind in ("save", "load"):
+        ours = times["bytes"] / times[kind] / 1e6
+        for name in ("torch", "dcp", "deepspeed"):
+            key = f"{name}.{kind}" if name != "deepspeed" else f"deepspeed {kind}"
+            num_bytes = times["torch.save bytes" if name == "torch" else f"{name} bytes"]
+            theirs = num_bytes / times[key] / 1e6
+            rows.append(
+                Row(
+                    f"{tag}: {kind}, flushed" if kind == "save" else f"{tag}: verify and load",
+                    "MB/s",
+                    ours,
+                    theirs,
+                    key,
+                    ours / theirs,
+                )
+            )
+    return rows
+
+
+def measure(tag: str, scratch: Path, repeat: int) -> list[Row]:
+    """All rows of one size of model."""
+    folder = scratch / tag.replace(" ", "")
+    base, run_dir = folder / "base", folder / "run"
+    run_dir.mkdir(parents=True)
+    run([sys.executable, "-c", MAKE_BASE, base, json.dumps(SIZES[tag])])
+    shutil.copytree(base, run_dir / "model_files", ignore=shutil.ignore_patterns("*.safetensors"))
+    moments = tag == "0.5 GB"
+    job = {"base": str(base), "moments": moments, "repeat": repeat}
+    times = ranks(job | {"kind": "store", "folder": str(run_dir)})
+    times |= ranks(job | {"kind": "deepspeed", "folder": str(folder)})
+    rows = savings(times, tag) + consolidations(folder, tag, repeat)
+    shutil.rmtree(folder)
+    return rows
+
+
+def show(rows: list[Row]) -> None:
+    """Print the table."""
+    width = max(len(row.metric) for row in rows)
+    print(f"{'':{width}}  {'ours':>9} {'peer':>9} {'unit':5} {'ratio':>6}  peer")
+    for row in rows:
+        print(f"{row.metric:{width}}  {row.ours:9.2f} {row.peer:9.2f} {row.unit:5} {row.ratio:6.2f}  {row.peer_name}")
+
+
+def main() -> None:
+    """Measure, print the table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the small model only")
+    parser.add_argument("--scratch", type=Path, default=None, help="folder for the checkpoints")
+    parser.add_argument("--repeat", type=int, default=2, help="runs of each, of which the best counts")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.scratch, prefix="checkpoint-benchmark-") as scratch:
+        rows = [
+            row
+            for tag in list(SIZES)[: 1 if options.quick else 2]
+            for row in measure(tag, Path(scratch), options.repeat)
+        ]
+    show(rows)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps([row.__dict__ for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

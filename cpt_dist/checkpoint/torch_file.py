@@ -1,0 +1,187 @@
+"""Looking into files of torch.save without loading a tensor or running anything that they name.
+
+Such a file is an uncompressed zip: a pickle of the structure, and the raw bytes of each storage. The pickle is read
+by an unpickler that knows how a tensor is put together and builds a `StoredTensor`, a place in the file; any other
+class that it names becomes an `Inert` record of that name, so nothing is imported or called. The format is PyTorch's
+(torch/serialization.py, `_save`).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from cpt_dist.errors import UserError
+
+_STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_LOCAL_HEADER_BYTES = 30
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that is still in its file: C-contiguous, little-endian."""
+
+    path: Path
+    offset: int
+    """Byte of the file at which the tensor's first element is."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class Inert:
+    """What an object of a class that isn't needed becomes: it keeps what it was made from and does nothing."""
+
+    def __init__(self, *arguments: Any, **_: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Items of a subclass of dict."""
+
+    def append(self, value: Any) -> None:
+        """Items of a subclass of list."""
+
+    def __call__(self, *arguments: Any) -> Inert:
+        return Inert(*arguments)
+
+
+@dataclass(frozen=True)
+class _Storage:
+    key: str
+    dtype: torch.dtype
+
+
+class _Window(io.RawIOBase):
+    """Bytes [start, start + length) of a file, as a file."""
+
+    def __init__(self, handle: IO[bytes], start: int, length: int) -> None:
+        self._handle, self._start, self._length, self._at = handle, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        if base + offset < 0:
+            raise OSError(22, "seek before the start")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._handle.seek(self._start + self._at)
+        wanted = max(0, min(len(buffer), self._length - self._at))
+        data = self._handle.read(wanted)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+class _StructureUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, place: Callable[[str], tuple[Path, int]]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._place = place
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, storage_type, key = pid[:3]
+        if kind != "storage" or not isinstance(storage_type, torch.dtype):
+            raise pickle.UnpicklingError(f"unknown storage {pid!r}")
+        return _Storage(str(key), storage_type)
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        known: dict[tuple[str, str], Any] = {
+            ("torch", "Size"): tuple,
+            ("collections", "OrderedDict"): OrderedDict,
+            ("builtins", "set"): set,
+            ("__builtin__", "set"): set,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+            ("torch._tensor", "_rebuild_from_type_v2"): lambda function, _, arguments, __: function(*arguments),
+            ("deepspeed.runtime.zero.config", "ZeroStageEnum"): int,
+        }
+        return known.get((module, name)) or type(name, (Inert,), {"__module__": f"inert.{module}"})
+
+    def _tensor(self, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> StoredTensor:
+        shape = tuple(size)
+        steps = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        if any(length > 1 and have != want for length, have, want in zip(shape, stride, steps, strict=True)):
+            raise pickle.UnpicklingError(f"a tensor of shape {list(shape)} has strides {list(stride)}")
+        path, start = self._place(storage.key)
+        return StoredTensor(path, start + offset * storage.dtype.itemsize, storage.dtype, shape)
+
+
+def read_torch_file(path: Path, start: int = 0, length: int | None = None) -> Any:
+    """The structure that torch.save wrote to a file, or to bytes [start, start + length) of one.
+
+    Tensors are `StoredTensor`s. Raises UserError where that is no zip of torch.save.
+    """
+    try:
+        with open(path, "rb") as handle:
+            size = length if length is not None else path.stat().st_size - start
+            return _read(path, handle, start, size)
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise UserError(f"{path}: not a readable file of torch.save ({error}); fetch or write it again") from error
+
+
+def _read(path: Path, handle: IO[bytes], start: int, length: int) -> Any:
+    with zipfile.ZipFile(_Window(handle, start, length)) as archive:
+        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+            raise ValueError("it is big-endian")
+
+        def place(key: str) -> tuple[Path, int]:
+            info = members[f"data/{key}"]
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("it is compressed")
+            # The local header's extra field (torch's padding) differs from that of the directory.
+            handle.seek(start + info.header_offset)
+            local = handle.read(_LOCAL_HEADER_BYTES)
+            name_bytes, extra_bytes = int.from_bytes(local[26:28], "little"), int.from_bytes(local[28:30], "little")
+            return path, start + info.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+
+        return _StructureUnpickler(archive.read(members["data.pkl"]), place).load()
