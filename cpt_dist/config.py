@@ -147,6 +147,9 @@ class EngineConfig:
     """fsdp (PyTorch FSDP2) or zero (DeepSpeed ZeRO)."""
     zero_stage: int = 3
     """What ZeRO shards: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters. Read by name: zero."""
+    shard_size: int = 0
+    """fsdp: ranks that share one copy of the state (HSDP; neighbours, so those of a host); 0: all ranks. It divides
+    their number."""
     precision: str = "auto"
     """Compute type: bf16, fp32, or auto (bf16 only where the hardware multiplies it fast). Master weights are fp32."""
     micro_batch: int = 1
@@ -344,6 +347,18 @@ class CptConfig:
     """End, with exit code 0, when this stage is done; later stages are left to a later job."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+
+
+def check_shard_size(shard_size: int, world_size: int) -> None:
+    """Raise UserError where `engine.shard_size` (0: all ranks) doesn't divide the number of ranks."""
+    if shard_size and world_size % shard_size:
+        sizes = [size for size in range(1, world_size + 1) if world_size % size == 0]
+        below, above = world_size // shard_size * shard_size, (world_size // shard_size + 1) * shard_size
+        ranks = f"{below} or {above}" if below else str(above)
+        raise UserError(
+            f"engine.shard_size: {shard_size} doesn't divide {world_size} ranks; nearest: start {ranks} ranks, or set "
+            f"it to {min(sizes, key=lambda size: (abs(size - shard_size), size))} (0: all ranks)"
+        )
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}

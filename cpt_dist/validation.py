@@ -153,6 +153,7 @@ def _check_strata(problems: list[str], name: str, source: SourceConfig) -> None:
 def _check_counts(problems: list[str], config: CptConfig) -> None:
     least = {
         "engine.micro_batch": (config.engine.micro_batch, 1),
+        "engine.shard_size": (config.engine.shard_size, 0),
         "engine.threads": (config.engine.threads, 0),
         "model.loss_chunk_tokens": (config.model.loss_chunk_tokens, 1),
         "data.num_workers": (config.data.num_workers, 0),
@@ -215,6 +216,8 @@ def validate(config: CptConfig) -> None:
         problems.append(f"engine.zero_stage: {config.engine.zero_stage} is unknown; it is 0, 1, 2 or 3")
     elif config.engine.name == "zero" and config.engine.zero_stage == 0 and config.engine.precision == "bf16":
         problems.append(ZERO_0_IN_BF16)
+    if config.engine.shard_size and config.engine.name == "zero":
+        problems.append(f"engine.shard_size: {config.engine.shard_size} is read by engine=fsdp only; take it out (0)")
     _one_of(problems, "model.attention", config.model.attention, ATTENTIONS)
     _one_of(problems, "data.invalid_utf8", config.data.invalid_utf8, INVALID_UTF8)
     _one_of(problems, "data.verify", config.data.verify, ("read", "open"))

@@ -75,9 +75,11 @@ class StagePlan:
     def check_world_size(self, world_size: int) -> None:
         """Raise UserError where a batch has fewer rows than there are ranks to share it."""
         if world_size > self.batch_samples:
+            even = [size for size in range(self.batch_samples, 0, -1) if self.batch_samples % size == 0][:3]
             raise UserError(
                 f"stage '{self.name}': a batch of {self.batch_samples * self.seq_len} tokens is {self.batch_samples} "
-                f"rows of {self.seq_len}, too few for {world_size} ranks; start at most {self.batch_samples} ranks, or "
+                f"rows of {self.seq_len}, too few for {world_size} ranks; start at most {self.batch_samples} ranks "
+                f"({', '.join(map(str, even))} share them evenly), or "
                 f"set batch_tokens to {world_size * self.seq_len} or more"
             )
 

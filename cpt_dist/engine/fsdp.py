@@ -1,8 +1,8 @@
 """PyTorch FSDP2: each decoder layer and the rest of the model sharded along the first axis of every parameter.
 
-One process is a mesh of one and takes the same way. Parameters, gradients and Adam moments are DTensors, which
-torch.distributed.checkpoint knows by itself. The GPU paths (mixed precision, offload) follow PyTorch's documentation
-and have not been measured on a GPU.
+One process is a mesh of one and takes the same way; HSDP is a mesh of two axes. Parameters, gradients and moments are
+DTensors, which torch.distributed.checkpoint knows by itself. The GPU paths (mixed precision, offload) follow PyTorch's
+documentation and have not been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -20,12 +20,21 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from cpt_dist.config import EngineConfig, OptimizerConfig
+from cpt_dist.config import EngineConfig, OptimizerConfig, check_shard_size
 from cpt_dist.data.batches import Batch
 from cpt_dist.engine.base import MOMENTS, Engine
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.optimizer import adamw, parameter_groups, set_learning_rate
 from cpt_dist.model.packed import PackedCausalLM
+
+
+def _mesh(world: World, shard_size: int) -> DeviceMesh:
+    """One axis where all ranks share one copy of the state; else copies x ranks of a copy (HSDP)."""
+    check_shard_size(shard_size, world.size)
+    if shard_size == world.size:
+        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+    shape = (world.size // shard_size, shard_size)
+    return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
 class FsdpEngine(Engine):
@@ -43,7 +52,7 @@ class FsdpEngine(Engine):
     ) -> None:
         self.world, self.compute_dtype = world, compute_dtype
         self._max_grad_norm = optimizer.max_grad_norm
-        mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+        mesh = _mesh(world, config.shard_size or world.size)
         # Inputs are not cast: they are integers at the root, and casting would copy the document borders in each layer.
         policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         offload: OffloadPolicy = CPUOffloadPolicy() if config.offload else OffloadPolicy()

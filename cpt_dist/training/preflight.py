@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from cpt_dist.config import CptConfig
+from cpt_dist.config import CptConfig, check_shard_size
 from cpt_dist.data.remote import source_folder
 from cpt_dist.data.shard_cache import check_cache_holds
 from cpt_dist.data.shards import Source, tokenizer_fingerprint
@@ -74,5 +74,6 @@ def check_files(config: CptConfig) -> None:
     if not problems:
         collect(stage_ropes, read_model_config(config.model.path), config.stages)
         collect(check_order)
+    collect(check_shard_size, config.engine.shard_size, world_size)
     if problems:
         raise UserError(problems)

@@ -20,6 +20,7 @@ UNINTERRUPTED = {
     "zero0 2": (2, {"name": "zero", "zero_stage": 0}),
     "zero1 2": (2, {"name": "zero", "zero_stage": 1}),
     "zero2 2": (2, {"name": "zero", "zero_stage": 2}),
+    "hsdp 4": (4, {"name": "fsdp", "shard_size": 2}),
     "micro-batch 2": (1, {"name": "fsdp", "micro_batch": 2}),
     "micro-batch 4": (1, {"name": "fsdp", "micro_batch": 4}),
     "zero 2 micro-batch 2": (2, {"name": "zero", "micro_batch": 2}),
@@ -38,6 +39,7 @@ READERS = {
     "one": UNINTERRUPTED["one"],
 }
 FURTHER = [("zero2 2", "one"), ("zero0 2", "fsdp 2"), ("one", "zero1 2"), ("fsdp 2", "zero2 2"), ("one", "zero0 2")]
+FURTHER += [("hsdp 4", "zero 3"), ("zero 2", "hsdp 4"), ("hsdp 4", "one")]
 RESUMES = [(writer, reader) for writer in WRITERS for reader in READERS] + FURTHER
 BF16_RESUMES = [
     ("bf16 zero 2", "bf16 fsdp 2"),
