@@ -231,6 +231,21 @@ class CheckpointConfig:
 
 
 @dataclass
+class GuardsConfig:
+    spike_threshold: float = 0.0
+    """A step is bad, too, whose loss or log gradient norm lies so many robust standard deviations (1.4826 x median
+    absolute deviation) above the median of the last good steps; 0: only numbers that aren't finite are bad."""
+    window: int = 128
+    """Good steps that a spike is measured against; begun anew with each stage, and in force from half of it on."""
+    max_skips: int = 3
+    """Bad steps in a row; each is skipped, the last makes the run go back to a checkpoint."""
+    rewind_steps: int = 100
+    """Steps before the first bad one that are skipped with it after going back."""
+    max_rewinds: int = 2
+    """Times that the run goes back from one place before it stops with a report."""
+
+
+@dataclass
 class EvaluationConfig:
     every_steps: int = 0
     """Steps between evaluations of held-out text inside training; 0: at the start and end only."""
@@ -336,6 +351,7 @@ class CptConfig:
     stages: list[StageConfig] = field(default_factory=list)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     consolidate: ConsolidateConfig = field(default_factory=ConsolidateConfig)

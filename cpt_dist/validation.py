@@ -36,6 +36,7 @@ ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn")
 ROLES = ("domain", "replay")
 CAP_POLICIES = ("error", "spill", "renormalise")
 PLANS = ("data",)
+LEAST_SPIKE_THRESHOLD = 4.0
 CHECKPOINT_COMMANDS = ("list", "verify", "prune", "show", "name", "unname")
 IMPORT_FORMATS = ("megatron", "datatrove", "mds")
 CHAT_FORMATS = ("auto", "template", "plain")
@@ -168,6 +169,10 @@ def _check_counts(problems: list[str], config: CptConfig) -> None:
         "checkpoint.probe_tokens": (config.checkpoint.probe_tokens, 2),
         "consolidate.workers": (config.consolidate.workers, 1),
         "import_checkpoint.workers": (config.import_checkpoint.workers, 1),
+        "guards.window": (config.guards.window, 16),
+        "guards.max_skips": (config.guards.max_skips, 1),
+        "guards.rewind_steps": (config.guards.rewind_steps, 0),
+        "guards.max_rewinds": (config.guards.max_rewinds, 0),
         "evaluation.every_steps": (config.evaluation.every_steps, 0),
         "evaluation.seq_len": (config.evaluation.seq_len, 2),
         "evaluation.bootstrap": (config.evaluation.bootstrap, 100),
@@ -179,6 +184,11 @@ def _check_counts(problems: list[str], config: CptConfig) -> None:
         value = getattr(config.data, name)
         if not 0 < value < math.inf:
             problems.append(f"data.{name}: {value} must be positive and finite")
+    if config.guards.spike_threshold != 0 and not config.guards.spike_threshold >= LEAST_SPIKE_THRESHOLD:
+        problems.append(
+            f"guards.spike_threshold: {config.guards.spike_threshold} would skip ordinary steps; "
+            f"set 0 (off) or at least {LEAST_SPIKE_THRESHOLD}, such as 8"
+        )
     if config.optimizer.max_grad_norm < 0:
         problems.append(f"optimizer.max_grad_norm: {config.optimizer.max_grad_norm} is negative; 0 turns clipping off")
     for key in ("beta1", "beta2"):

@@ -68,6 +68,7 @@ def page() -> str:
         ("replay", config.ReplayConfig),
         ("checkpoint", config.CheckpointConfig),
         ("checkpoints", config.CheckpointsConfig),
+        ("guards", config.GuardsConfig),
         ("evaluation", config.EvaluationConfig),
         ("logging", config.LoggingConfig),
         ("consolidate", config.ConsolidateConfig),

@@ -1,4 +1,4 @@
-"""Decisions on a running run, and how they are kept in ledger.jsonl: changed shares here, take-downs in `take_down.py`.
+"""Decisions on a running run, and how they are kept in ledger.jsonl; take-downs and skips are beside it.
 
 An entry is written before it acts and never changed, so that the same ledger gives the same sample order without the
 measurements that led to it (Sheared LLaMA, arXiv 2310.06694, keeps the used samples instead; this keeps the reason).
@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cpt_dist.data.skip import Skip
 from cpt_dist.data.take_down import TakeDown
 from cpt_dist.errors import UserError
 from cpt_dist.files import atomic_write
@@ -52,7 +53,7 @@ def generations_of(entries: Sequence[LedgerEntry]) -> set[tuple[str, int]]:
     return {(name, number) for entry in entries for name, numbers in entry.generations.items() for number in numbers}
 
 
-Entry = LedgerEntry | TakeDown
+Entry = LedgerEntry | TakeDown | Skip
 """An entry of any kind. A line of ledger.jsonl without a kind, of a version that knew one only, is of weights."""
 
 
@@ -60,6 +61,8 @@ def _entry(record: dict[str, Any], run_dir: Path) -> Entry:
     kind = record.pop("kind", LedgerEntry.kind)
     if kind == TakeDown.kind:
         return TakeDown.from_record(record, run_dir)
+    if kind == Skip.kind:
+        return Skip(**record)
     if kind == LedgerEntry.kind:
         return LedgerEntry(**record)
     raise ValueError(f"this version knows no entries of kind '{kind}'")

@@ -74,7 +74,7 @@ def plans(sources: Sequence[RowSource], stage: StagePlan) -> list[PackPlan]:
 
 
 def readings_of_steps(order: SampleOrder, sources: Sequence[RowSource], first: int, last: int) -> Iterator[Reading]:
-    """Every piece of a document that the steps `first` to `last` read, in the order of samples; none taken down.
+    """Every piece of a document that the steps `first` to `last` read, in order; none taken down or skipped.
 
     `sources` are in the order of `order.source_names`. Raises IndexError for a step outside the plan.
     """
@@ -82,6 +82,8 @@ def readings_of_steps(order: SampleOrder, sources: Sequence[RowSource], first: i
     taken = TakenDown(order.take_downs)
     for step in range(first, last + 1):
         start, count = samples_of_step(order, step)
+        if start in order.skipped:
+            continue
         stage = order.stages[order.stage_of(start)]
         packs.setdefault(stage.rows_key, plans(sources, stage))
         samples = order.samples(start, count)
@@ -111,7 +113,7 @@ def readings_of_place(order: SampleOrder, sources: Sequence[RowSource], place: P
         for row in plan.rows_of(place.shard, place.start, place.stop).tolist():
             spans = [(max(a, place.start), min(b, place.stop)) for a, b in plan.row(row).spans]
             for n, epoch in order.readings(place.source, key, row):
-                if since is not None and n >= since:
+                if n in order.skipped or (since is not None and n >= since):
                     continue
                 step = step_of_sample(order, n)
                 found += [

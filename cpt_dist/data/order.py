@@ -24,6 +24,7 @@ from cpt_dist.data.packing import RowSource
 from cpt_dist.data.plan_counts import PlanCounts
 from cpt_dist.data.plans import RowsKey, make_plan
 from cpt_dist.data.row_order import RowOrder
+from cpt_dist.data.skip import Skip, SkippedSamples, skip_problems
 from cpt_dist.data.stage_plan import SourceRows, StagePlan
 from cpt_dist.data.take_down import TakeDown, take_down_problems
 from cpt_dist.data.view_names import by_source, source_of
@@ -69,12 +70,16 @@ class SampleOrder:
         """The ledger: entries of all kinds, in the order in which they were decided."""
         self.take_downs = [entry for entry in ledger if isinstance(entry, TakeDown)]
         """Its entries that take documents out of the batches; no sample reads another row because of them."""
+        self.skips = [entry for entry in ledger if isinstance(entry, Skip)]
+        """Its entries that take whole steps out; every other sample stays where it is."""
+        self.skipped = SkippedSamples(self.skips)
         self._plan = PlanCounts(stages, sources, [one for one in ledger if isinstance(one, LedgerEntry)], caps)
         self._rows = RowOrder(sources, seed, window_shards)
         self.stages, self.ledger, self.caps = self._plan.stages, self._plan.ledger, self._plan.caps
         self.stage_starts = self._plan.starts
         """First sample of each stage, and the number of all samples at the end."""
-        if problems := take_down_problems(self.take_downs, self.num_samples):
+        problems = take_down_problems(self.take_downs, self.num_samples)
+        if problems := problems + skip_problems(self.skips, self.begins_step, self.num_samples):
             raise UserError(problems)
 
     @classmethod
@@ -97,6 +102,11 @@ class SampleOrder:
             shard_rows = {key: pack.rows_per_shard for key, pack in packs.items()} if window_shards else {}
             rows.append(SourceRows(source.name, source.fingerprint, table, shard_rows))
         return cls(plans, rows, seed, ledger, caps, window_shards)
+
+    def begins_step(self, n: int) -> bool:
+        """Whether n is the first sample of an optimizer step."""
+        stage = self.stage_of(n)
+        return (n - self.stage_starts[stage]) % self.stages[stage].batch_samples == 0
 
     @property
     def layout(self) -> Layout:
@@ -196,6 +206,10 @@ class SampleOrder:
             total[self._plan.members[stage]] += self._plan.of_stage(stage).targets(part)
         return total
 
+    def read_counts(self, n: int) -> np.ndarray:
+        """`counts(n)` without the samples that the ledger skips."""
+        return self.skipped.without(self.counts, n)
+
     def planned_tokens(self, n: int) -> dict[str, float]:
         """Source -> tokens that the shares ask for among the first n samples (target samples x mean row)."""
         parts = self._plan.parts(n)
@@ -262,7 +276,8 @@ class SampleOrder:
         sources = {source.name: source.fingerprint for source in self._sources}
         ledger = [entry.effect for entry in self.ledger]
         taken = [entry.effect for entry in self.take_downs]
-        return order_state.identity(self.seed, stages, sources, ledger, self.caps, self.window_shards, taken)
+        skips = [skip.effect for skip in self.skips]
+        return order_state.identity(self.seed, stages, sources, ledger, self.caps, self.window_shards, taken, skips)
 
     @property
     def fingerprint(self) -> str:

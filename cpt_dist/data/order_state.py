@@ -23,7 +23,7 @@ ORDER_VERSION = 1
 
 _WINDOW = "shuffle_window_shards"
 
-_TAKE_DOWNS = "take_downs"
+_TAKE_DOWNS, _SKIPS = "take_downs", "skips"
 
 _SHORT_DIGITS = 6
 """Hexadecimal digits of a part's fingerprint: enough to name the part, as the whole one decides."""
@@ -37,10 +37,11 @@ def identity(
     caps: Mapping[str, Cap] | None = None,
     window_shards: int = 0,
     take_downs: Sequence[dict[str, Any]] = (),
+    skips: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """All that an order depends on, as JSON values: identities of stages, fingerprints by source, ledger effects.
 
-    `take_downs` decide what is left of the rows, not which they are.
+    `take_downs` and `skips` decide what is left of the rows, not which they are.
     """
     used = {name for stage in stages for name in stage["mixture"]}
     changes: dict[str, Any] = {}
@@ -52,6 +53,8 @@ def identity(
         changes[_WINDOW] = window_shards
     if take_downs:
         changes[_TAKE_DOWNS] = list(take_downs)
+    if skips:
+        changes[_SKIPS] = list(skips)
     return {
         "version": ORDER_VERSION,
         "seed": seed,
@@ -76,7 +79,7 @@ def compact(whole: Mapping[str, Any], n: int, capped: Sequence[dict[str, Any]]) 
         "source_parts": "".join(_short(found) for _, found in sorted(whole["sources"].items())),
         "ledger_entries": len(ledger),
     }
-    state |= {key: whole[key] for key in (_WINDOW, _TAKE_DOWNS) if key in whole}
+    state |= {key: whole[key] for key in (_WINDOW, _TAKE_DOWNS, _SKIPS) if key in whole}
     return {**state, "capped": list(capped)} if capped else state
 
 
@@ -107,6 +110,7 @@ def check_state(
         new = present.get("ledger", [])[state["ledger_entries"] :]
         problems += ledger_differences([], new, n)
     problems += ledger_differences(state.get(_TAKE_DOWNS, []), present.get(_TAKE_DOWNS, []), n, "take-down")
+    problems += ledger_differences(state.get(_SKIPS, []), present.get(_SKIPS, []), n, "skip")
     problems = problems or _cap_differences(state.get("capped", []), capped)
     if problems:
         raise UserError(problems)

@@ -7,7 +7,9 @@ that it names.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 
@@ -36,8 +38,12 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def step(self, learning_rate: float) -> float:
-        """Clip the gradients, make one AdamW step, drop the gradients. Returns the global L2 norm before clipping."""
+    def step(self, learning_rate: float, accept: Callable[[float], bool] = math.isfinite) -> float:
+        """Clip the gradients, make one AdamW step, drop the gradients. Returns the global L2 norm before clipping.
+
+        Where `accept` says no to that norm (the same value on every rank; inf or nan where a gradient isn't finite),
+        weights and moments stay as they are and the gradients are dropped all the same.
+        """
 
     @abstractmethod
     def nll(

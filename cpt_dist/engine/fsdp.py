@@ -7,6 +7,8 @@ documentation and have not been measured on a GPU.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -82,15 +84,17 @@ class FsdpEngine(Engine):
         loss.backward()
         return nll
 
-    def step(self, learning_rate: float) -> float:
-        limit = self._max_grad_norm if self._max_grad_norm > 0 else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        set_learning_rate(self._optimizer, learning_rate)
-        self._optimizer.step()
+    def step(self, learning_rate: float, accept: Callable[[float], bool] = math.isfinite) -> float:
+        parameters = list(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        if accept(value):
+            if self._max_grad_norm > 0:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
+            set_learning_rate(self._optimizer, learning_rate)
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return value
 
     @torch.no_grad()
     def nll(

@@ -9,8 +9,10 @@ measured on a GPU.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -92,6 +94,10 @@ class ZeroEngine(Engine):
             config=deepspeed_config(config, optimizer, compute_dtype, world.size),
         )
         self.model = self._engine.module
+        self._norm = float("inf")
+        self._accept: Callable[[float], bool] = math.isfinite
+        if self.stage > 0:
+            self._watch_norms()
         self._state: ZeroState = zero_state(self._optimizer, self._named_parameters(), config.zero_stage, world)
 
     def forward_backward(self, batch: Batch, divisor: int, last: bool) -> torch.Tensor:
@@ -104,11 +110,38 @@ class ZeroEngine(Engine):
             self._engine.step()  # not at a boundary: only tells DeepSpeed that a micro-batch is over
         return nll
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, accept: Callable[[float], bool] = math.isfinite) -> float:
         set_learning_rate(self._optimizer, learning_rate)
+        self._norm, self._accept = float("inf"), accept  # inf: DeepSpeed has found one before it asks
+        if self.stage == 0:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self._norm = float(torch.nn.utils.get_total_norm(gradients))
+            if not accept(self._norm):
+                self._engine.zero_grad()
+                return self._norm
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return self._norm
+
+    def _watch_norms(self) -> None:
+        """Make DeepSpeed ask `self._accept` about the norm of its gradients before each step.
+
+        A norm that it takes for infinite is its own way to skip a step and clear every buffer of gradients.
+        """
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        name = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
+        measure = getattr(self._optimizer, name)
+
+        def watched() -> Any:
+            measured = measure()
+            whole = combine_grad_norm_groups(measured) if self.stage == 3 else measured
+            self._norm = float(whole)
+            if self._accept(self._norm):
+                return measured
+            refused = torch.full_like(torch.as_tensor(whole), float("inf"))
+            return [refused] if self.stage == 3 else refused
+
+        setattr(self._optimizer, name, watched)
 
     @torch.no_grad()
     def nll(

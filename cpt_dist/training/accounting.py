@@ -8,7 +8,10 @@ corrected here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from cpt_dist.data.view_names import source_of
 from cpt_dist.training.run import Run
@@ -30,9 +33,11 @@ def checked_accounts(run: Run) -> dict[str, dict[str, Any]]:
     """
     _check(run)
     order, totals, n = run.order, run.totals, run.position
-    asked, full = order.planned_samples(n).tolist(), order.tokens_of_full_rows(n).tolist()
-    full_asked = order.tokens_of_full_rows(n, planned=True).tolist()
-    tokens_asked, epochs = order.planned_tokens(n), order.epochs(n)
+    without = order.skipped.without
+    asked, full = without(order.planned_samples, n).tolist(), without(order.tokens_of_full_rows, n).tolist()
+    full_asked = without(partial(order.tokens_of_full_rows, planned=True), n).tolist()
+    tokens_of = without(lambda at: np.array([order.planned_tokens(at)[name] for name in order.source_names]), n)
+    tokens_asked, epochs = dict(zip(order.source_names, tokens_of.tolist(), strict=True)), order.epochs(n)
     loss_tokens: Sequence[int | None] = totals.target_tokens_by_source or [None] * len(order.source_names)
     views = {
         name: {
@@ -70,11 +75,11 @@ def _source_account(run: Run, source: str, views: dict[str, dict[str, Any]]) -> 
 
 def _check(run: Run) -> None:
     order, totals, n = run.order, run.totals, run.position
-    full = order.tokens_of_full_rows(n).tolist()
+    full = order.skipped.without(order.tokens_of_full_rows, n).tolist()
     wrong = [
         f"source '{name}': {read} samples were read in {run.step} steps, but the plan has {planned}"
         for name, read, planned in zip(
-            order.source_names, totals.samples_by_source, order.counts(n).tolist(), strict=True
+            order.source_names, totals.samples_by_source, order.read_counts(n).tolist(), strict=True
         )
         if read != planned
     ]

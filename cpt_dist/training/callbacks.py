@@ -52,7 +52,11 @@ class Checkpoints(Callback):
         if result.save_failed:
             run.saver.wait()
         self._record(run)
+        if run.rewind_to is not None:
+            return
         every = run.config.checkpoint.every_steps
+        if result.skipped and run.guards.in_trouble(run.order, run.position):
+            every = 0  # the weights are under suspicion, and are those of a checkpoint before it anyway
         if run.finished or result.stop_requested or (every > 0 and result.step % every == 0):
             self.save(run)
 
@@ -63,10 +67,11 @@ class Checkpoints(Callback):
         trainer = {
             "step": run.step,
             "position": run.position,
-            "optimizer_steps": run.step,
+            "optimizer_steps": run.step - run.totals.skipped_steps,
             "order": run.order.state(run.position),
             "sources": run.order.source_names,
             "totals": vars(run.totals),
+            "guards": run.guards.state(),
             "engine": run.engine.name,
             "world_size": run.world.size,
             "rope": run.changed_rope(),

@@ -96,6 +96,8 @@ class MetricsWriter(Callback):
         self._kernels_recorded = False
 
     def after_step(self, run: Run, result: StepResult) -> None:
+        if result.skipped:
+            return  # recorded as what it is: a skip
         if not self._kernels_recorded:  # which backends ran is known once they have
             run.directory.append_metrics({"kind": "kernels", "step": result.step, "chosen": chosen()})
             self._kernels_recorded = True

@@ -34,6 +34,9 @@ class ProgressDisplay(Callback):
         self._bar.start()
 
     def after_step(self, run: Run, result: StepResult) -> None:
+        if result.skipped:
+            print(f"{result.stage} step {result.step}/{self._total} skipped: {result.skipped}", flush=True)
+            return
         speed = result.input_tokens / result.seconds
         rate = f"lr {result.learning_rate:.2e} · {speed:,.0f} tokens/s"
         self._bar.update(

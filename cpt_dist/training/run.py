@@ -33,6 +33,7 @@ from cpt_dist.model.rope import StageRope, stage_ropes
 from cpt_dist.model.rope_switch import rope_of, set_rope
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.schedules import run_learning_rate
+from cpt_dist.training.guards import Guards
 from cpt_dist.training.own_time import OwnTime
 
 
@@ -61,6 +62,8 @@ class StepResult:
     """The slowest rank; None for a single one."""
     stop_reason: str | None
     """Why the job stops after this step, one of `cluster.stop.REASONS`, if some rank was asked to."""
+    skipped: str = ""
+    """Why the step changed no weight; empty where it did."""
     save_failed: bool = False
     """Some rank knows that the checkpoint written in the background has failed."""
 
@@ -94,6 +97,8 @@ class StepBatches:
     """Of all ranks together."""
     wait_seconds: float
     """Time that this rank waited for the micro-batches."""
+    skipped: bool = False
+    """The ledger skips the step: nothing is read."""
 
 
 @dataclass
@@ -110,6 +115,8 @@ class Totals:
     """None after a checkpoint of a version that didn't count them."""
     target_tokens: int = 0
     seconds: float = 0.0
+    skipped_steps: int = 0
+    """Steps that changed no weight; what they read isn't counted above."""
 
     @classmethod
     def zero(cls, num_sources: int) -> Totals:
@@ -118,6 +125,10 @@ class Totals:
 
     def add(self, result: StepResult) -> None:
         """Count a step."""
+        if result.skipped:
+            self.skipped_steps += 1
+            self.seconds += result.seconds
+            return
         for name in [name for name in vars(self) if name.endswith("_by_source")]:
             if getattr(self, name) is None:
                 continue
@@ -144,12 +155,15 @@ class Run:
     engine: Engine
     store: CheckpointStore
     saver: Saver
+    guards: Guards
     totals: Totals
     base_rope: dict[str, Any] = field(default_factory=dict)
     """RoPE of the base model, as `rope_of` gives it."""
     position: int = 0
     """Samples done: the n of the next sample."""
     callbacks: list[Any] = field(default_factory=list)
+    rewind_to: int | None = None
+    """Step of the checkpoint to go back to once the callbacks have seen the step in progress."""
     stop_reason: str | None = None
     """What this rank was asked to stop for, if it was; the ranks agree on it at the end of a step."""
     stopped_for: str | None = None
@@ -205,20 +219,23 @@ class Run:
 
     def remaining_stages(self) -> Iterator[tuple[int, StageConfig]]:
         """Index and configuration of the stages that this job has to do yet, the one in progress first."""
-        for index, stage in enumerate(self.config.stages):
-            if self.position < self.order.stage_starts[index + 1] <= self.end:
-                yield index, stage
+        while not self.finished:
+            index = self.order.stage_of(self.position)  # going back may lead into an earlier one
+            yield index, self.config.stages[index]
 
     def steps_of(self, index: int) -> Iterator[StepBatches]:
         """What this rank has to do in each step, from the present position to the end of stage `index`.
 
         Raises UserError on every rank where one of them can't read its data.
         """
-        while self.position < self.order.stage_starts[index + 1]:
-            yield from self._steps_until_change(index)
+        while self.order.stage_starts[index] <= self.position < self.order.stage_starts[index + 1]:
+            if self.position in self.order.skipped:
+                yield StepBatches([], 1, 0.0, skipped=True)
+            else:
+                yield from self._steps_until_change(index)
 
     def _steps_until_change(self, index: int) -> Iterator[StepBatches]:
-        """The steps of `steps_of` up to where a ledger entry made meanwhile begins to act, or to the stage's end."""
+        """The steps of `steps_of` up to one that the ledger skips, or where an entry made meanwhile begins to act."""
         order = self.order
         if self.config.data.num_workers:
             self.saver.wait()  # the loader forks, and a thread that holds a lock would not be there to let it go
@@ -240,8 +257,11 @@ class Run:
 
     def _shared_steps(self, order: SampleOrder, loader: StepLoader, prefetcher: Prefetcher) -> Iterator[StepBatches]:
         batches = iter(loader)
-        waited = 0.0
+        waited, expected = 0.0, self.position
         for _ in range(len(loader)):
+            if self.position != expected or self.position in self.order.skipped:
+                return
+            expected += order.stages[order.stage_of(self.position)].batch_samples
             new_entries = self.order.ledger[len(order.ledger) :]
             if new_entries and self.position >= new_entries[0].n_start:
                 return
@@ -270,9 +290,10 @@ class Run:
         """The learning rate of a stage (by its index) at a progress within it."""
         return run_learning_rate(self.config)
 
-    def progress(self, index: int) -> float:
-        """Share of stage `index` that is done at the present position."""
-        return (self.position - self.order.stage_starts[index]) / self.order.stages[index].num_samples
+    def progress(self, index: int, position: int | None = None) -> float:
+        """Share of stage `index` that is done at `position` (default: the present one)."""
+        position = self.position if position is None else position
+        return (position - self.order.stage_starts[index]) / self.order.stages[index].num_samples
 
     def probe_ids(self) -> torch.Tensor:
         """int64 [tokens]: the beginning of the run's first row, a real text that is the same on every rank.

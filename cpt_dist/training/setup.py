@@ -28,6 +28,7 @@ from cpt_dist.model.rope_switch import rope_of
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.training.callbacks import default_callbacks
 from cpt_dist.training.growth import saved_views, sources_and_order
+from cpt_dist.training.guards import Guards
 from cpt_dist.training.preflight import open_sources
 from cpt_dist.training.run import Run, Totals
 from cpt_dist.training.take_down import take_down
@@ -59,6 +60,7 @@ def set_up(config: CptConfig, world: World) -> Run:
         order=order,
         engine=engine,
         store=store,
+        guards=Guards(config.guards),
         saver=Saver(store, config.checkpoint.asynchronous, world.local_size),
         base_rope=rope_of(model),
         totals=Totals.zero(len(sources)),
@@ -83,6 +85,7 @@ def resume(run: Run, step: int) -> None:
     run.store.load(step, tensors)
     run.engine.state_loaded(tensors, trainer["optimizer_steps"])
     run.position = trainer["position"]
+    run.guards.restore(trainer.get("guards", {}))
     # A checkpoint of a version that didn't count samples was made by the same order, so they are what it says; one of
     # a version without take-downs has skipped nothing.
     nothing = [0] * len(run.order.source_names)

@@ -18,6 +18,7 @@ from cpt_dist.cluster.stop import REASONS, SIGNAL, agreed_reason
 from cpt_dist.config import CptConfig, StageConfig
 from cpt_dist.engine import distributed
 from cpt_dist.errors import UserError
+from cpt_dist.training.bad_steps import BadStep, documents_without_number, go_back, record_bad_step
 from cpt_dist.training.health import Health
 from cpt_dist.training.node_check import check_nodes
 from cpt_dist.training.run import Run, StepBatches, StepResult
@@ -74,6 +75,8 @@ def _steps(run: Run) -> None:
             result = train_step(run, index, stage, batches)
             run.totals.add(result)
             run.each("after_step", result)
+            if run.rewind_to is not None:
+                go_back(run)
             run.stopped_for = result.stop_reason
             if run.stopped_for:
                 return
@@ -82,15 +85,18 @@ def _steps(run: Run) -> None:
 def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -> StepResult:
     """One optimizer step of stage number `index`, on this rank's `batches`.
 
-    The loss is divided by the target tokens of the step over all ranks. Raises FloatingPointError, before the weights
-    change, where the loss is not finite.
+    The loss is divided by the target tokens of the step over all ranks. A step that the ledger skips, or whose numbers
+    are bad (`guards.py`), changes no weight; what follows from bad ones is in `bad_steps.py`.
     """
+    if batches.skipped:
+        return _skipped_step(run, index, stage)
     begin = time.perf_counter()
     run.activity.enter("forward and backward", run.step + 1)
     engine, world = run.engine, run.world
     num_sources = len(run.sources)
     batch_samples = run.order.stages[index].batch_samples
     sums = torch.zeros(6, num_sources, dtype=torch.float64)
+    suspects: list[str] = []
     for number, batch in enumerate(batches.micro_batches, start=1):
         last = number == len(batches.micro_batches)
         nll = engine.forward_backward(batch, batches.num_target_tokens, last).cpu()
@@ -98,6 +104,7 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
             sums[3 + row] += run.sums_by_source(counts, batch.row_sources)
         if batch.is_filler:
             continue  # it only keeps the ranks in step
+        suspects += documents_without_number(batch, nll)
         is_target = batch.labels >= 0
         for row, values in enumerate((nll, is_target, torch.ones_like(is_target))):
             sums[row] += run.sums_by_source(values, batch.source_ids)
@@ -108,15 +115,17 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
     parts = (sums, own_times, votes)
     shared = world.sum(torch.cat([part.flatten() for part in parts])).cpu().split([part.numel() for part in parts])
     sums, own_times, votes = (one.view(part.shape) for one, part in zip(shared, parts, strict=True))
-    if not torch.isfinite(sums[0]).all():
-        raise FloatingPointError(
-            f"step {run.step + 1}: the loss is not finite; samples {run.position} to "
-            f"{run.position + batch_samples - 1}; checkpoints before it: {run.store.steps()}"
-        )
     run.activity.enter("optimizer")
+    loss = float(sums[0].sum() / max(1.0, float(sums[1].sum())))
+    rate = run.learning_rate(index, run.progress(index, run.position + batch_samples))
+    run.guards.enter(index)
+    norm = engine.step(rate, lambda norm: not run.guards.objection(loss, norm))
+    skipped = run.guards.objection(loss, norm)
+    if skipped:
+        record_bad_step(run, BadStep(run.step + 1, run.position, batch_samples, loss, norm, skipped), suspects)
+    else:
+        run.guards.observe(loss, norm)
     run.position += batch_samples
-    rate = run.learning_rate(index, run.progress(index))
-    norm = engine.step(rate)
     return StepResult(
         step=run.step,
         stage=stage.name,
@@ -132,5 +141,34 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
         data_wait_seconds=float(own_times[:, 0].max()),
         straggler=straggler(own_times.tolist()),
         stop_reason=agreed_reason(votes[:-1].tolist()),
+        skipped=skipped,
+        save_failed=bool(votes[-1] > 0),
+    )
+
+
+def _skipped_step(run: Run, index: int, stage: StageConfig) -> StepResult:
+    """A step that the ledger skips: only the position moves, and the ranks hear each other's signals."""
+    begin = time.perf_counter()
+    run.activity.enter("agreement", run.step + 1)
+    votes = torch.tensor([*(reason == run.stop_reason for reason in REASONS), run.saver.failed], dtype=torch.float64)
+    votes = run.world.sum(votes).cpu()
+    run.position += run.order.stages[index].batch_samples
+    nothing = [0] * len(run.sources)
+    return StepResult(
+        step=run.step,
+        stage=stage.name,
+        learning_rate=run.learning_rate(index, run.progress(index)),
+        grad_norm=0.0,
+        nll_by_source=[0.0] * len(run.sources),
+        target_tokens_by_source=nothing,
+        input_tokens_by_source=nothing,
+        samples_by_source=nothing,
+        skipped_pieces_by_source=nothing,
+        skipped_tokens_by_source=nothing,
+        seconds=time.perf_counter() - begin,
+        data_wait_seconds=0.0,
+        straggler=None,
+        stop_reason=agreed_reason(votes[:-1].tolist()),
+        skipped="the ledger says so",
         save_failed=bool(votes[-1] > 0),
     )

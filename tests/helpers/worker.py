@@ -3,7 +3,9 @@
 Started by torchrun with a JSON file: a list of {"config": whole configuration, "save_loaded": folder or null, "pause":
 seconds before each step}. A job resumes by itself where its run directory has a checkpoint. With `save_loaded` the
 state right after the load is written there as a checkpoint. Each rank appends for each step to `samples-<rank>.jsonl`:
-its sample ids, the checksum of each micro-batch's tokens, labels and positions, and the documents in it.
+its sample ids, the checksum of each micro-batch's tokens, labels and positions, and the documents in it. `faults`
+is step -> {"rank", "divisor" or "nll"}: that rank's loss is divided by another number, or its recorded nll multiplied,
+at every try of the step. The line of an error that ends a job is written to `error.txt` of the run directory.
 """
 
 import json
@@ -18,6 +20,7 @@ from omegaconf import OmegaConf
 from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.config import CptConfig, EngineConfig
 from cpt_dist.engine import distributed
+from cpt_dist.errors import UserError
 from cpt_dist.training.run import Run
 from cpt_dist.training.setup import set_up
 from cpt_dist.training.trainer import fit
@@ -51,6 +54,19 @@ def record_samples(run, pause):
     run.steps_of = recording
 
 
+def inject(run, faults):
+    forward_backward = run.engine.forward_backward
+
+    def faulty(batch, divisor, last):
+        fault = faults.get(str(run.step + 1), {})
+        if fault.get("rank") != run.world.rank:
+            return forward_backward(batch, divisor, last)
+        nll = forward_backward(batch, divisor * float(fault.get("divisor", 1)), last)
+        return nll * float(fault.get("nll", 1))
+
+    run.engine.forward_backward = faulty
+
+
 def main():
     world = distributed.start(EngineConfig(threads=1, timeout_seconds=60))
     for job in json.loads(Path(sys.argv[1]).read_text()):
@@ -60,7 +76,11 @@ def main():
             tensors = run.engine.state_tensors()
             CheckpointStore(Path(job["save_loaded"])).save(run.step, tensors, {}, None)
         record_samples(run, job.get("pause", 0.0))
-        fit(run)
+        inject(run, job.get("faults", {}))
+        try:
+            fit(run)
+        except UserError as error:
+            (run.directory.path / "error.txt").write_text(str(error))
         del run
     distributed.stop()
 

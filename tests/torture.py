@@ -1,0 +1,284 @@
+"""kill -9 at random moments of small runs, again and again: python -m tests.torture [kills=100] [seed=N] [seconds=0]
+
+Each trial trains a tiny model on two processes, kills one of them or both, looks at every checkpoint that verifies,
+and starts the job again; the final weights and moments must be those of the uninterrupted run, bit by bit. Most kills
+strike between two system calls of a save, a prune or a rename, the others at any time. Processes are forked from this
+one after the imports, which takes seconds off each start. It is no test of the launchers.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+import deepspeed  # noqa: F401 - imported once here, and not by each forked rank
+import torch
+from omegaconf import OmegaConf
+
+from cpt_dist.checkpoint.dcp import SafeReader
+from cpt_dist.checkpoint.store import CheckpointStore
+from cpt_dist.config import CptConfig, EngineConfig
+from cpt_dist.engine import distributed
+from cpt_dist.errors import UserError
+from cpt_dist.training import setup, trainer
+from tests.helpers import tiny_run
+
+RANKS = 2
+STEPS = 8
+CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "open")
+"""Functions of `os` at which a process may die: those of writing, renaming and removing."""
+SECONDS_TO_NOTICE = 60.0
+"""A rank whose partner was killed has to end by itself within this time."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When and whom: before the `at`-th call among `CALLS` of a rank, or `at` seconds after the start."""
+
+    how: str
+    at: float
+    rank: int
+    everyone: bool
+
+    def __str__(self) -> str:
+        whom = "all ranks" if self.everyone else f"rank {self.rank}"
+        when = f"at call {self.at:.0f} of rank {self.rank}" if self.how == "call" else f"after {self.at:.2f} s"
+        return f"{whom} {when}"
+
+
+def variants(folder: Path) -> dict[str, dict]:
+    """Name -> configuration: both engines, saves behind and in front of training."""
+    base = tiny_run.build(folder, num_hidden_layers=1)
+    base["stages"][0]["tokens"] = str(256 * STEPS)
+    base["evaluation"] |= {"during_training": True, "every_steps": 2, "max_tokens": "64", "bootstrap": 100}
+    keep = {"every_steps": 1, "keep_last": 1, "keep_every": 3, "keep_best": 1}
+    made = {}
+    for engine in ("fsdp", "zero"):
+        for asynchronous in (True, False):
+            config = copy.deepcopy(base)
+            config["engine"] |= {"name": engine, "timeout_seconds": 30}
+            config["checkpoint"] = keep | {"asynchronous": asynchronous}
+            made[f"{engine} {'behind' if asynchronous else 'in front of'} training"] = config
+    return made
+
+
+def work(config: dict, rank: int, port: int, kill: Kill | None, count_to: Path | None) -> None:
+    """The whole life of a rank, from its environment to its last checkpoint."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(RANKS)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    calls = count_calls(kill if kill and kill.how == "call" and kill.rank == rank else None)
+    typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CptConfig), config))
+    world = distributed.start(EngineConfig(threads=1, timeout_seconds=30))
+    trainer.fit(setup.set_up(typed, world))
+    distributed.stop()
+    if count_to:
+        (count_to / f"calls-{rank}").write_text(str(calls["made"]))
+
+
+def count_calls(kill: Kill | None) -> Counter:
+    """Count the calls among `CALLS` from here on, and die before the one that `kill` names."""
+    made: Counter = Counter()
+
+    def counted(function):
+        def call(*arguments, **keywords):
+            made["made"] += 1
+            if kill and made["made"] == kill.at:
+                os.kill(0 if kill.everyone else os.getpid(), signal.SIGKILL)  # 0: the process group of the job
+            return function(*arguments, **keywords)
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+    return made
+
+
+def start(config: dict, kill: Kill | None, log: Path, count_to: Path | None = None) -> list[int]:
+    """Fork the ranks into a process group of their own; returns their process ids."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    ranks: list[int] = []
+    for rank in range(RANKS):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.setpgid(0, ranks[0] if ranks else 0)
+                output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(output, 1)
+                os.dup2(output, 2)
+                work(config, rank, port, kill, count_to)
+                code = 0
+            except UserError as error:
+                print(f"error: {error}", flush=True)
+                code = 2
+            finally:
+                if code == 1:
+                    import traceback
+
+                    traceback.print_exc()
+                sys.stdout.flush()
+                os._exit(code)  # no exit handlers of the process that it was forked from
+        os.setpgid(pid, ranks[0] if ranks else pid)
+        ranks.append(pid)
+    return ranks
+
+
+def finish(ranks: list[int], kill: Kill | None) -> bool:
+    """Wait for all ranks, killing when it is time; returns whether any was killed."""
+    codes: dict[int, int] = {}
+    begin, lost = time.monotonic(), 0.0
+    due = kill is not None and kill.how == "time"
+    while len(codes) < len(ranks):
+        for pid in ranks:
+            if pid not in codes:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                codes |= {pid: status} if ended else {}
+        now = time.monotonic()
+        if due and kill is not None and now - begin >= kill.at:
+            due = False
+            for rank, pid in enumerate(ranks):
+                if pid not in codes and (kill.everyone or rank == kill.rank):
+                    os.kill(pid, signal.SIGKILL)
+        lost = lost or (now if codes else 0.0)
+        if lost and now - lost > SECONDS_TO_NOTICE:
+            for pid in ranks:
+                if pid not in codes:
+                    os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"a rank did not notice within {SECONDS_TO_NOTICE:.0f} s that its partner was gone")
+        time.sleep(0.01)
+    return any(os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL for status in codes.values())
+
+
+def tensors(store: CheckpointStore, step: int) -> dict[str, torch.Tensor]:
+    reader = SafeReader(store.path(step) / "state")
+    return {name: reader.tensor(name) for name in sorted(reader.tensor_shapes())}
+
+
+def check(run_dir: Path, reference: Path) -> list[int]:
+    """The whole checkpoints of a run, each equal to the uninterrupted run's of its step; AssertionError otherwise."""
+    store, right = CheckpointStore(run_dir / "checkpoints"), CheckpointStore(reference / "checkpoints")
+    whole = []
+    for step in store.steps():
+        assert store.problems(step) == [], "a checkpoint under its final name is damaged"
+        found, expected = tensors(store, step), tensors(right, step)
+        wrong = [name for name, tensor in expected.items() if not tensor.equal(found[name])]
+        assert found.keys() == expected.keys(), f"checkpoint {step} verifies but holds other tensors"
+        assert wrong == [], f"checkpoint {step} verifies but is wrong: {wrong}"
+        whole.append(step)
+    return whole
+
+
+class Torture:
+    """The uninterrupted runs, made once, and the trials against them."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.random = folder, random.Random(seed)
+        self.variants = variants(folder)
+        self.calls: dict[str, list[int]] = {}
+        self.seconds: dict[str, float] = {}
+        self.killed = Counter()
+
+    def reference(self, name: str) -> Path:
+        """The uninterrupted run of a variant, with every checkpoint kept; its calls and time are measured beside it."""
+        run_dir = self.folder / name
+        if name not in self.calls:
+            config = copy.deepcopy(self.variants[name]) | {"run_dir": str(run_dir)}
+            config["checkpoint"] |= {"keep_last": 0}
+            self.whole_run(config, run_dir / "log")
+            measured = self.folder / f"{name}, measured"
+            measured.mkdir()
+            begin = time.monotonic()
+            config = copy.deepcopy(self.variants[name]) | {"run_dir": str(measured)}
+            self.whole_run(config, measured / "log", count_to=measured)
+            self.seconds[name] = time.monotonic() - begin
+            self.calls[name] = [int((measured / f"calls-{rank}").read_text()) for rank in range(RANKS)]
+        return run_dir
+
+    @staticmethod
+    def whole_run(config: dict, log: Path, count_to: Path | None = None) -> None:
+        """One start of a job that nobody kills: it has to reach its end."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        finish(start(config, None, log, count_to), None)
+        last = CheckpointStore(Path(config["run_dir"]) / "checkpoints").steps()[-1:]
+        assert last == [STEPS], f"the job ended at {last}:\n{log.read_text()[-4000:]}"
+
+    def choose(self, name: str) -> Kill:
+        rank, everyone = self.random.randrange(RANKS), self.random.random() < 0.5
+        if self.random.random() < 0.75:
+            # Only rank 0 makes and removes names, so most of its calls are those of commits and prunes.
+            rank = 0 if self.random.random() < 0.8 else rank
+            return Kill("call", self.random.randint(1, self.calls[name][rank]), rank, everyone)
+        return Kill("time", self.random.uniform(0.2, 1.0) * self.seconds[name], rank, everyone)
+
+    def trial(self, number: int) -> str:
+        """Train, kill, look, go on, compare; returns what happened, or nothing where the run was over before the kill.
+
+        Raises AssertionError where a promise is broken.
+        """
+        name = self.random.choice(sorted(self.variants))
+        reference = self.reference(name)
+        kill = self.choose(name)
+        run_dir = self.folder / f"trial-{number}"
+        config = copy.deepcopy(self.variants[name]) | {"run_dir": str(run_dir)}
+        try:
+            run_dir.mkdir()
+            if not finish(start(config, kill, run_dir / "log"), kill):
+                shutil.rmtree(run_dir)
+                return ""
+            whole = check(run_dir, reference)
+            self.whole_run(config, run_dir / "log")
+            assert check(run_dir, reference)[-1] == STEPS
+            left = [path.name for path in (run_dir / "checkpoints").iterdir() if path.name.startswith(".")]
+            assert left == [], f"left behind: {left}"
+        except AssertionError as error:
+            raise AssertionError(f"trial {number}, {name}, {kill}: {error}; see {run_dir}") from error
+        shutil.rmtree(run_dir)
+        self.killed["all ranks" if kill.everyone else "one rank"] += 1
+        return f"{name}: killed {kill}; whole checkpoints then: {whole or 'none'}"
+
+
+def main(words: list[str]) -> None:
+    """Run the trials that the words ask for and print each."""
+    given = dict(word.split("=", 1) for word in words)
+    seed = int(given.get("seed", random.SystemRandom().randrange(1 << 32)))
+    kills, budget = int(given.get("kills", 100)), float(given.get("seconds", 0)) or float("inf")
+    print(f"torture: kills={kills} seed={seed}", flush=True)
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))  # kept where a trial fails
+    torture, begin, number = Torture(folder, seed), time.monotonic(), 0
+    while torture.killed.total() < kills:
+        number += 1
+        if happened := torture.trial(number):
+            print(f"{torture.killed.total():4} {happened}", flush=True)
+        if time.monotonic() - begin > budget:
+            print(f"torture: the time is over after {torture.killed.total()} of {kills} kills", flush=True)
+            break
+    shutil.rmtree(folder)
+    print(
+        json.dumps(
+            {
+                "kills": torture.killed.total(),
+                "seed": seed,
+                "seconds": round(time.monotonic() - begin),
+                **torture.killed,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
