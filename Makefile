@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # More would let tests with processes of their own fight over the cores of a small machine.
 TEST_PROCESSES ?= 2
 
-.PHONY: setup demo test test-fast test-slurm lint bench docs clean
+.PHONY: setup demo test test-fast test-slurm torture lint bench docs clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,10 @@ test-fast: setup
 # Real jobs on a Slurm of two nodes, and two network namespaces; as root, else it fails.
 test-slurm: setup
 	OMP_NUM_THREADS=1 CPT_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm tests/cluster
+
+# 100 times kill -9 of one rank or of all, mostly within saves; about 10 s each on two idle cores.
+torture: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture kills=100
 
 lint: setup
 	$(BIN)/ruff check .

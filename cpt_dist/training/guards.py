@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cpt_dist.config import GuardsConfig
-from cpt_dist.data.skip import STEP, Skip
+from cpt_dist.data.skip import STEP, WINDOW, Skip, SkippedSamples
 
 if TYPE_CHECKING:
     from cpt_dist.data.order import SampleOrder
@@ -81,8 +81,12 @@ class Guards:
 
     @staticmethod
     def bad_steps_before(order: SampleOrder, n: int) -> list[Skip]:
-        """The bad steps in a row that end at sample n, oldest first, as the ledger has them."""
-        by_stop = {skip.n_stop: skip for skip in order.skips if skip.what == STEP}
+        """The bad steps in a row that end at sample n, oldest first, as the ledger has them.
+
+        Those of a window count no more: the run has gone back because of them.
+        """
+        windows = SkippedSamples(skip for skip in order.skips if skip.what == WINDOW)
+        by_stop = {skip.n_stop: skip for skip in order.skips if skip.what == STEP and skip.n_start not in windows}
         row: list[Skip] = []
         while n in by_stop:
             row.insert(0, by_stop[n])

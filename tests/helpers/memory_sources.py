@@ -56,7 +56,7 @@ def stage(num_samples: int, mixture: dict, *, name: str = "main", seq_len: int =
     return StagePlan(name, num_samples, seq_len, batch, mixture)
 
 
-def order_of(stages: list[StagePlan], rows: dict[str, int], seed: int = 0) -> SampleOrder:
+def order_of(stages: list[StagePlan], rows: dict[str, int], seed: int = 0, ledger=()) -> SampleOrder:
     lengths = {plan.seq_len for plan in stages}
     sources = [SourceRows(name, f"fingerprint of {name}", {n: (r, r * n) for n in lengths}) for name, r in rows.items()]
-    return SampleOrder(stages, sources, seed)
+    return SampleOrder(stages, sources, seed, ledger)
