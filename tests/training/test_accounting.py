@@ -69,6 +69,7 @@ def test_a_checkpoint_without_counts_of_samples_still_loads():
     engine = SimpleNamespace(state_tensors=dict, state_loaded=lambda tensors, steps: None)
     run = a_run()
     run.store, run.engine, run.totals = store, engine, None
+    run.guards = SimpleNamespace(restore=lambda state: None)
     setup.resume(run, 3)
     assert run.totals.samples_by_source == run.order.counts(12).tolist()
     assert run.totals.skipped_tokens_by_source == [0, 0]
