@@ -54,6 +54,8 @@ def parse_request(arguments: list[str], short: Mapping[str, str] | None = None) 
             swept.append(_choices(word.removeprefix(SWEEP)))
         elif word != DRY_RUN:
             words.append(word)
+    # Flags and their values go first: the parser takes no overrides on both sides of one.
+    words.sort(key=lambda word: word.startswith("~") or ("=" in word and not word.startswith("-")))
     combinations = [list(one) for one in itertools.product(*swept)]
     return Request(words, combinations, DRY_RUN in arguments)
 

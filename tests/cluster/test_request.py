@@ -39,6 +39,11 @@ def test_commas_inside_quotes_are_no_choices_and_ranges_are():
     assert parse_request(["sweep.seed=range(1,4)"]).sweep == [["seed=1"], ["seed=2"], ["seed=3"]]
 
 
+def test_flags_go_before_the_overrides_so_that_a_sweep_can_follow():
+    words = parse_request(["experiment=law", "--config-dir=x=y", "~data.text", "--cfg", "job", "seed=1"]).words
+    assert words == ["--config-dir=x=y", "--cfg", "job", "experiment=law", "~data.text", "seed=1"]
+
+
 def test_short_names_become_keys():
     assert parse_request(["nodes=4"], {"nodes": "cluster.nodes"}).words == ["cluster.nodes=4"]
 
