@@ -88,6 +88,8 @@ def schedule_problems(schedule: ScheduleConfig) -> list[str]:
         problems.append(
             f"min_lr_ratio: {schedule.min_lr_ratio} is above constant_lr_ratio {schedule.constant_lr_ratio}; lower it"
         )
+    if schedule.name == "infinite" and schedule.cooldown == 0 and schedule.constant_lr_ratio < 1:
+        problems.append("cooldown: 0 would make a jump from the peak to constant_lr_ratio; give it a positive share")
     if schedule.name == "inverse_sqrt" and schedule.warmup == 0:
         problems.append("warmup: inverse_sqrt falls as the root of warmup / progress; give it a positive share")
     return problems
