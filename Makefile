@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # More would let tests with processes of their own fight over the cores of a small machine.
 TEST_PROCESSES ?= 2
 
-.PHONY: setup demo test test-fast test-slurm torture lint bench docs clean
+.PHONY: setup demo test test-slow test-slurm torture lint bench docs clean
 
 setup: $(STAMP)
 
@@ -19,11 +19,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python demo/demo.py
 
+# The tests without processes of their own; the others are `make test-slow`, and .ci/run runs all of them.
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not distributed and not e2e and not peer and not slurm'
 
-test-fast: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not distributed and not e2e and not peer and not slurm'
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m '(distributed or e2e) and not slurm and not peer'
 
 # Real jobs on a Slurm of two nodes, and two network namespaces; as root, else it fails.
 test-slurm: setup

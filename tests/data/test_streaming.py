@@ -219,7 +219,7 @@ def _read_all(url, settings, results):
 def test_processes_share_a_cache_smaller_than_what_they_read(served, folder, settings):
     url, _ = served
     small = FetchSettings(settings.cache, int(1.5 * shard_bytes(folder)), 2, 0.01, 20.0)
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context("spawn")
     results = context.Queue()
     processes = [context.Process(target=_read_all, args=(url, small, results)) for _ in range(3)]
     for process in processes:

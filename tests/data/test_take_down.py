@@ -46,8 +46,8 @@ def test_a_ledger_of_both_kinds_comes_back_and_one_without_kinds_is_of_weights(t
     assert (tmp_path / first["file"]).read_text() == f"{B.hex()}\n{A.hex()}\n"
     path.write_text('{"n_start": 16, "weights": {"a": 1.0}, "reason": "rise", "evidence": {}}\n')
     assert read_ledger(path) == entries[1:]
-    path.write_text('{"kind": "skip", "n_start": 16}\n')
-    with pytest.raises(UserError, match=r"line 1 is no ledger entry .*knows no entries of kind 'skip'"):
+    path.write_text('{"kind": "future", "n_start": 16}\n')
+    with pytest.raises(UserError, match=r"line 1 is no ledger entry .*knows no entries of kind 'future'"):
         read_ledger(path)
 
 
