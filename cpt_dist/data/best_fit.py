@@ -240,6 +240,17 @@ class BestFit:
         first, last = self._first_span[index : index + 2].tolist()
         return Row(shard, tuple(zip(self._start[first:last].tolist(), self._stop[first:last].tolist(), strict=True)))
 
+    def rows(self, index: np.ndarray) -> list[Row]:
+        """`row` of each of `index` (int64 [n]), quicker than one by one."""
+        if not 0 <= index.min(initial=0) <= index.max(initial=-1) < self.num_rows:
+            return [self.row(one) for one in index.tolist()]
+        shards = (self._first_row.searchsorted(index, side="right") - 1).tolist()
+        places = zip(shards, self._first_span[index].tolist(), self._first_span[index + 1].tolist(), strict=True)
+        return [
+            Row(shard, tuple(zip(self._start[first:last].tolist(), self._stop[first:last].tolist(), strict=True)))
+            for shard, first, last in places
+        ]
+
     def rows_of(self, shard: int, start: int, stop: int) -> np.ndarray:
         """int64, rising: the rows that hold any of the tokens [start, stop) of a shard; `row` the other way round."""
         first, last = self._first_span[self._first_row[shard : shard + 2]].tolist()

@@ -23,9 +23,8 @@ class Blocks:
         self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
         self._free_bytes = 0
 
-    def columns(self, num_columns: int, length: int) -> np.ndarray:
-        """int64 [num_columns, length], not filled."""
-        num = num_columns * length
+    def array(self, num: int) -> np.ndarray:
+        """int64 [num], not filled."""
         size = 1 << (max(1, num) - 1).bit_length()
         try:
             block = self._free[size].pop()
@@ -36,7 +35,7 @@ class Blocks:
         # it, a slice would keep the block alive and not the array whose end is waited for.
         lent = np.frombuffer(block.data, dtype=np.int64)
         weakref.finalize(lent, self._take_back, block).atexit = False
-        return lent[:num].reshape(num_columns, length)
+        return lent[:num]
 
     def _take_back(self, block: np.ndarray) -> None:
         if self._free_bytes + block.nbytes <= _MOST_FREE_BYTES:

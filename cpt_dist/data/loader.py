@@ -13,21 +13,26 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cpt_dist.data.batches import Batch, build_batch, filler_batch
+from cpt_dist.data.batch import Batch
+from cpt_dist.data.batches import batch_of_rows, filler_batch
 from cpt_dist.data.masking import TakenDown
-from cpt_dist.data.order import SampleOrder, Samples
-from cpt_dist.data.packing import RowSource
-from cpt_dist.data.permutation import Permutation, derive_key
+from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.packing import Row, RowSource, rows_in_plans
+from cpt_dist.data.permutation import derive_key, drawn_parameters, permuted
 from cpt_dist.data.plans import make_plan
 from cpt_dist.data.prefetch import remote_files
+from cpt_dist.data.row_window import RowWindow
 from cpt_dist.errors import UserError
 
 _MICRO_BATCHES_AHEAD = 4
+_WINDOW_SAMPLES = 4096
+_WINDOW_TOKENS = 1 << 22
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -58,41 +63,70 @@ class _MicroBatches(Dataset[Batch | UserError]):
         plan = order.stages[stage]
         self._plans = [make_plan(source, plan.seq_len, plan.packing) for source in sources]
         self._taken = TakenDown(order.take_downs)
-        self._step: tuple[int, np.ndarray, Samples] | None = None
+        self._rows_of_rank = len(range(rank, self._batch_samples, world_size))
+        # As many steps as make numpy's calls cheap, within bounds for what is computed and kept of them.
+        most = min(_WINDOW_SAMPLES // self._batch_samples, _WINDOW_TOKENS // (plan.seq_len * rows_of_a_rank))
+        self._window_steps = max(1, most)
+        self._window: tuple[int, _Window] | None = None
 
     def __len__(self) -> int:
         return self.num_steps * self.per_step
 
     def __getitem__(self, index: int) -> Batch | UserError:
         step, number = divmod(index, self.per_step)
-        if self._step is None or self._step[0] != step:
-            first = self._first_sample + step * self._batch_samples
-            samples = self._order.samples(first, self._batch_samples)
-            slots = rank_slots(self._order.seed, first, self._batch_samples, self._rank, self._world_size)
-            self._step = (step, slots, samples)
-        _, slots, samples = self._step
-        places = slots[number * self._micro_batch : (number + 1) * self._micro_batch]
-        if not places.size:
+        place, step_of_window = divmod(step, self._window_steps)
+        if self._window is None or self._window[0] != place:
+            self._window = (place, self._read_ahead(place * self._window_steps))
+        window = self._window[1]
+        before = step_of_window * self._rows_of_rank
+        first = before + number * self._micro_batch
+        last = min(first + self._micro_batch, before + self._rows_of_rank)
+        if first >= last:
             return filler_batch()
-        sample_ids = self._first_sample + step * self._batch_samples + places
         try:
-            return build_batch(
-                self._sources,
-                self._plans,
-                samples.source[places],
-                samples.row[places],
-                sample_ids,
-                self._taken,
-                self._positions,
-            )
+            if not self._taken:
+                return window.rows_ahead.batch(first, last, self._positions)
+            chosen = slice(first, last)
+            source, sample_ids = window.source[chosen], window.sample_ids[chosen]
+            return batch_of_rows(self._sources, source, window.rows[chosen], sample_ids, self._taken, self._positions)
         except UserError as error:
             return error
+
+    def _read_ahead(self, step: int) -> _Window:
+        """The rows of this rank in the steps of the window that begins with `step`."""
+        num_steps = min(self._window_steps, self.num_steps - step)
+        first = self._first_sample + step * self._batch_samples
+        samples = self._order.samples(first, num_steps * self._batch_samples)
+        slots = window_slots(self._order.seed, first, self._batch_samples, num_steps, self._rank, self._world_size)
+        source = samples.source[slots]
+        rows = rows_in_plans(self._plans, source, samples.row[slots])
+        return _Window(source, rows, first + slots, RowWindow(self._sources, source, rows, first + slots))
+
+
+class _Window(NamedTuple):
+    """Source, row and number of the samples of some steps, and the same as something to make batches from."""
+
+    source: np.ndarray
+    rows: list[Row]
+    sample_ids: np.ndarray
+    rows_ahead: RowWindow
 
 
 def rank_slots(seed: int, first_sample: int, batch_samples: int, rank: int, world_size: int) -> np.ndarray:
     """Offsets from `first_sample` of the samples that a rank takes, in its order: int64 [rows of the rank]."""
-    slots = Permutation(batch_samples, derive_key("slots", seed, first_sample))
-    return slots(np.arange(rank, batch_samples, world_size, dtype=np.int64))
+    return window_slots(seed, first_sample, batch_samples, 1, rank, world_size)
+
+
+def window_slots(
+    seed: int, first_sample: int, batch_samples: int, num_steps: int, rank: int, world_size: int
+) -> np.ndarray:
+    """`rank_slots` of steps in a row, each counted from the first sample of all: int64 [num_steps * rows]."""
+    starts = np.arange(num_steps) * batch_samples
+    keys = [derive_key("slots", seed, start) for start in (first_sample + starts).tolist()]
+    parameters = drawn_parameters([batch_samples] * num_steps, keys)
+    own = np.arange(rank, batch_samples, world_size)
+    slots = permuted(np.tile(own, num_steps), np.stack(parameters, axis=1), np.repeat(np.arange(num_steps), len(own)))
+    return slots + np.repeat(starts, len(own))
 
 
 class StepLoader:
@@ -139,29 +173,42 @@ class StepLoader:
         return self._batches.num_steps
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        loader = DataLoader(
+        batches = self._read_here() if not self._num_workers else iter(self._workers())
+        workers = getattr(batches, "_workers", [])
+        try:
+            for _ in range(len(self)):
+                yield self._next_step(batches)  # kept nowhere here, so its memory is free for the step after it
+        finally:
+            del batches  # asks the workers to end and gives each 5 seconds
+            for worker in workers:  # one in a fetch that goes on would hold up the end of the job
+                worker.kill()
+
+    def _next_step(self, batches: Iterator[Batch | UserError]) -> list[Batch]:
+        begin = time.perf_counter()
+        step = [_unless_error(next(batches)) for _ in range(self.micro_batches_per_step)]
+        self.wait_seconds += time.perf_counter() - begin
+        return step
+
+    def _read_here(self) -> Iterator[Batch | UserError]:
+        """What a DataLoader without workers gives, for a tenth of its time."""
+        pin = self._pin_memory and torch.accelerator.is_available()
+        for index in range(len(self._batches)):
+            batch = self._batches[index]
+            yield batch.pin_memory() if pin and isinstance(batch, Batch) else batch
+            del batch
+
+    def _workers(self) -> DataLoader[Batch | UserError]:
+        return DataLoader(
             self._batches,
             batch_size=None,
             num_workers=self._num_workers,
-            prefetch_factor=_MICRO_BATCHES_AHEAD if self._num_workers else None,
-            multiprocessing_context=_context(self._sources) if self._num_workers else None,
+            prefetch_factor=_MICRO_BATCHES_AHEAD,
+            multiprocessing_context=_context(self._sources),
             pin_memory=self._pin_memory,
             worker_init_fn=_one_thread,
             # Else it draws a seed from torch's global generator, and a resumed run has other random numbers.
             generator=torch.Generator(),
         )
-        batches = iter(loader)
-        workers = getattr(batches, "_workers", [])
-        try:
-            for _ in range(len(self)):
-                begin = time.perf_counter()
-                step = [_unless_error(next(batches)) for _ in range(self.micro_batches_per_step)]
-                self.wait_seconds += time.perf_counter() - begin
-                yield step
-        finally:
-            del batches  # asks the workers to end and gives each 5 seconds
-            for worker in workers:  # one in a fetch that goes on would hold up the end of the job
-                worker.kill()
 
 
 def _context(sources: Sequence[RowSource]) -> multiprocessing.context.BaseContext | None:

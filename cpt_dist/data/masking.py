@@ -1,8 +1,8 @@
 """What of a row goes through the model, and what of that is to be predicted.
 
 Documents that were taken down leave a row before it is read from a shard, so its other pieces keep their tokens,
-labels and positions. Labels outside the spans of instruction data are taken out after they were made. Nothing here
-changes which row a sample reads.
+labels and positions. Tokens outside the spans of instruction data are no labels. Nothing here changes which row a
+sample reads.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ import numpy as np
 
 from cpt_dist.data.packing import Row, RowSource
 from cpt_dist.data.take_down import TakeDown
-
-IGNORE_INDEX = -100
-"""Label of a token that isn't to predict anything."""
 
 Span = tuple[int, int]
 _KEPT_SHARDS = 4096
@@ -107,20 +104,18 @@ def _half(doc_id: bytes) -> int:
     return int(np.frombuffer(doc_id, dtype=np.uint64, count=1)[0])
 
 
-def mask_labels(labels: np.ndarray, loss_spans: np.ndarray, start: int) -> None:
-    """Take out, in place, the labels that lie outside `loss_spans` (uint64 [spans, 2], tokens of the shard, rising).
+def unlabelled_runs(loss_spans: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """The runs of the tokens [start, stop) of a shard that have no label: int64 [2, runs], counted from `start`.
 
-    `labels` are those of the tokens from `start` of the shard on; the label of token t is token t + 1, so that one
+    `loss_spans` is uint64 [spans, 2], tokens of the shard, rising. The label of token t is token t + 1, so that one
     must lie in a span.
     """
     spans = loss_spans.view(np.int64)
     first = int(np.searchsorted(spans[:, 1], start + 1, side="right"))
-    last = int(np.searchsorted(spans[:, 0], start + 1 + len(labels), side="left"))
-    inside = np.clip(spans[first:last] - (start + 1), 0, len(labels))
-    steps = np.zeros(len(labels) + 1, dtype=np.int8)
-    np.add.at(steps, inside[:, 0], 1)
-    np.add.at(steps, inside[:, 1], -1)
-    labels[np.cumsum(steps[:-1], dtype=np.int8) == 0] = IGNORE_INDEX
+    last = int(np.searchsorted(spans[:, 0], stop + 1, side="left"))
+    inside = np.clip(spans[first:last] - (start + 1), 0, stop - start)
+    runs = np.concatenate([[0], inside.ravel(), [stop - start]]).reshape(-1, 2)
+    return runs[runs[:, 0] < runs[:, 1]].T
 
 
 def rows_left(sources: Sequence[RowSource], rows: Sequence[Row], samples: Sequence[int], taken: TakenDown) -> RowsLeft:
@@ -134,23 +129,11 @@ def rows_left(sources: Sequence[RowSource], rows: Sequence[Row], samples: Sequen
     return RowsLeft(left, places, *lost)
 
 
-def place_rows(positions: np.ndarray, left: RowsLeft) -> None:
-    """Give the tokens of rows that lie end to end, in place, the positions that they have in the whole rows."""
-    at = 0
+def place_runs(left: RowsLeft) -> np.ndarray:
+    """The runs of positions of rows that lie end to end, which keep those of the whole rows: `Batch.position_runs`."""
+    runs, at = [], 0
     for row, places in zip(left.rows, left.places, strict=True):
         for (start, stop), place in zip(row.spans, places, strict=True):
-            positions[at : at + stop - start] = np.arange(place, place + stop - start)
+            runs.append((at, place))
             at += stop - start
-
-
-def mask_rows(labels: np.ndarray, sources: Sequence[RowSource], rows: Sequence[Row]) -> None:
-    """`mask_labels` of rows (`sources`: that of each row) that lie end to end; `labels` is int64 [tokens]."""
-    at = 0
-    for source, row in zip(sources, rows, strict=True):
-        loss_spans = source.loss_spans(row.shard)
-        if loss_spans is None:
-            at += row.num_tokens
-            continue
-        for start, stop in row.spans:
-            mask_labels(labels[at : at + stop - start], loss_spans, start)
-            at += stop - start
+    return np.array(runs, dtype=np.int64).T

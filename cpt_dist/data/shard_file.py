@@ -55,13 +55,15 @@ class ShardFile:
     sections: dict[str, tuple[Any, int, int]] = field(default_factory=dict)
     verified: bytearray = field(default_factory=bytearray)
     columns: dict[str, np.ndarray] = field(default_factory=dict)
+    views: dict[str, tuple[np.ndarray, np.ndarray, int, int]] = field(default_factory=dict)
+    """Of each tensor that was read: the mapped file, the tensor, its first byte and the bytes of an element."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "entry": self.entry, "source": self.source}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy in another process maps the file and verifies it for itself.
-        self.__dict__.update(state, memory=None, sections={}, verified=bytearray(), columns={})
+        self.__dict__.update(state, memory=None, sections={}, verified=bytearray(), columns={}, views={})
 
     def _refuse(self, what: str) -> UserError:
         return UserError(
@@ -126,11 +128,16 @@ class ShardFile:
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Elements [start, stop) of a tensor, as a read-only view of the mapped file."""
-        memory = self.open()
-        dtype, first, _ = self.sections[name]
-        width = np.dtype(dtype).itemsize
+        kept = self.views.get(name)
+        if kept is None:
+            memory = self.open()
+            dtype, first, last = self.sections[name]
+            kept = memory, memory[first:last].view(dtype), first, np.dtype(dtype).itemsize
+            if self.memory is not None:
+                self.views[name] = kept
+        memory, whole, first, width = kept
         self._verify(memory, first + start * width, first + stop * width)
-        return memory[first + start * width : first + stop * width].view(dtype)
+        return whole[start:stop]
 
 
 class RemoteShardFile(ShardFile):

@@ -139,9 +139,10 @@ class Source:
 
         Raises IndexError outside the shard, and UserError for a block whose checksum isn't the manifest's.
         """
-        if not 0 <= start <= stop <= self.shard_tokens[shard]:
-            raise IndexError(f"tokens {start}:{stop} of shard {shard}, which has {self.shard_tokens[shard]}")
-        return self._shards[shard].read("tokens", start, stop)
+        file = self._shards[shard]
+        if not 0 <= start <= stop <= file.entry["tokens"]:
+            raise IndexError(f"tokens {start}:{stop} of shard {shard}, which has {file.entry['tokens']}")
+        return file.read("tokens", start, stop)
 
     def doc_offsets(self, shard: int) -> np.ndarray:
         """uint64 [num_documents + 1]: document i has the tokens [offset[i], offset[i + 1])."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from cpt_dist.data.batches import Batch
+from cpt_dist.data.batch import Batch
 from cpt_dist.engine.distributed import World
 from cpt_dist.model.packed import PackedCausalLM
 
@@ -77,12 +77,13 @@ class Engine(ABC):
         return {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in tensors.items()}
 
     def _batch_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return self._to_device(
-            input_ids=batch.input_ids,
-            labels=batch.labels,
-            position_ids=batch.position_ids,
-            cu_seqlens=batch.cu_seqlens,
-        )
+        batch = batch.to(self.world.device, non_blocking=True)  # labels and positions are made there
+        return {
+            "input_ids": batch.input_ids,
+            "labels": batch.labels,
+            "position_ids": batch.position_ids,
+            "cu_seqlens": batch.cu_seqlens,
+        }
 
     def _document_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         return self._to_device(

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from cpt_dist.config import EngineConfig, OptimizerConfig, check_shard_size
-from cpt_dist.data.batches import Batch
+from cpt_dist.data.batch import Batch
 from cpt_dist.engine.base import MOMENTS, Engine
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.optimizer import adamw, parameter_groups, set_learning_rate

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cpt_dist.config import ZERO_0_IN_BF16, EngineConfig, OptimizerConfig
-from cpt_dist.data.batches import Batch
+from cpt_dist.data.batch import Batch
 from cpt_dist.engine.base import Engine
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.optimizer import adamw, parameter_groups, set_learning_rate

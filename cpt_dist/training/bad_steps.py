@@ -18,7 +18,7 @@ import torch
 
 from cpt_dist.checkpoint.commit import remove
 from cpt_dist.checkpoint.together import together
-from cpt_dist.data.batches import Batch
+from cpt_dist.data.batch import Batch
 from cpt_dist.data.ledger_entry import write_ledger
 from cpt_dist.data.lookup import readings_of_steps
 from cpt_dist.data.order import SampleOrder

@@ -18,7 +18,8 @@ from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.cluster.health import Straggler
 from cpt_dist.cluster.heartbeat import Activity
 from cpt_dist.config import CptConfig, StageConfig
-from cpt_dist.data.batches import Batch, build_batch
+from cpt_dist.data.batch import Batch
+from cpt_dist.data.batches import build_batch
 from cpt_dist.data.loader import StepLoader
 from cpt_dist.data.masking import TakenDown
 from cpt_dist.data.order import SampleOrder

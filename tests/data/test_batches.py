@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpt_dist.data.batches import IGNORE_INDEX, build_batch, filler_batch, pack_documents
+from cpt_dist.data.batch import IGNORE_INDEX
+from cpt_dist.data.batches import build_batch, filler_batch, pack_documents
 from cpt_dist.data.packing import ConcatAndChunk, Row
 from cpt_dist.data.plans import make_plan
 from tests.helpers.memory_sources import MemorySource

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from benchmarks.packing import fewest_rows
 from cpt_dist.config import StageConfig
 from cpt_dist.data import best_fit
-from cpt_dist.data.batches import IGNORE_INDEX, build_batch
+from cpt_dist.data.batch import IGNORE_INDEX
+from cpt_dist.data.batches import build_batch
 from cpt_dist.data.best_fit import BestFit, best_fit_decreasing, pack_shard
 from cpt_dist.data.loader import StepLoader
 from cpt_dist.data.lookup import Place, readings_of_place, readings_of_steps

@@ -16,9 +16,9 @@ def address(array):
 
 def test_memory_that_nobody_refers_to_is_lent_again():
     pool = Blocks()
-    first = address(pool.columns(4, 1000))
+    first = address(pool.array(4000).reshape(4, 1000))
     others = [np.empty(4096, dtype=np.int64) for _ in range(3)]  # what malloc would give out again
-    assert address(pool.columns(4, 900)) == first
+    assert address(pool.array(3600)) == first
     assert first not in map(address, others)
 
 
@@ -37,12 +37,12 @@ KEPT = {
 @pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT.keys())
 def test_memory_that_anything_looks_at_is_not_lent_again(kept):
     pool = Blocks()
-    columns = pool.columns(4, 1000)
+    columns = pool.array(4000).reshape(4, 1000)
     columns[:] = 7
     first, look = address(columns), kept(columns)
     del columns
     gc.collect()
-    other = pool.columns(4, 1000)
+    other = pool.array(4000).reshape(4, 1000)
     assert address(other) != first
     other[:] = 8
     values = look if isinstance(look, np.ndarray | torch.Tensor) else np.frombuffer(bytes(look), dtype=np.int64)
@@ -52,7 +52,7 @@ def test_memory_that_anything_looks_at_is_not_lent_again(kept):
 def test_little_free_memory_is_kept(monkeypatch):
     monkeypatch.setattr(blocks, "_MOST_FREE_BYTES", 3 * 8192)
     pool = Blocks()
-    lent = [pool.columns(1, 1024) for _ in range(5)]
+    lent = [pool.array(1024) for _ in range(5)]
     assert pool._free_bytes == 0
     del lent
     assert pool._free_bytes == 3 * 8192

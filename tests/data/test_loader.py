@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from cpt_dist.config import StageConfig
-from cpt_dist.data.loader import StepLoader, rank_slots
+from cpt_dist.data import loader
+from cpt_dist.data.loader import StepLoader, rank_slots, window_slots
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.shard_writer import Document, Part, write_shard
 from cpt_dist.data.shards import FORMAT, Source
@@ -120,7 +121,8 @@ def test_worker_processes_change_nothing(tmp_path, num_workers):
     )
     assert len(here) == len(there) == 12
     for one, other in zip(here, there, strict=True):
-        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one))
+        names = [*vars(one), "labels", "position_ids", "source_ids"]
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
 @pytest.mark.parametrize("done", [0, 1, 3, 4])
@@ -142,6 +144,19 @@ def test_no_rank_sees_one_source_only():
     half = [rank_slots(seed, 0, 64, rank=0, world_size=2) for seed in range(50)]
     shares = [(slots % 2).mean() for slots in half]
     assert 0.2 < min(shares) <= max(shares) < 0.8
+
+
+def test_a_window_of_many_steps_has_the_slots_of_each_step():
+    ahead = window_slots(3, 128, 64, num_steps=4, rank=1, world_size=3)
+    each = [rank_slots(3, first, 64, 1, 3) + first - 128 for first in range(128, 384, 64)]
+    assert np.array_equal(ahead, np.concatenate(each))
+
+
+@pytest.mark.parametrize("most", ["_WINDOW_SAMPLES", "_WINDOW_TOKENS"])
+def test_how_many_steps_are_looked_up_at_a_time_changes_no_batch(order, sources, monkeypatch, most):
+    many = content_by_sample(StepLoader(order, sources, stage=0))
+    monkeypatch.setattr(loader, most, 1)
+    assert content_by_sample(StepLoader(order, sources, stage=0)) == many
 
 
 def test_slots_differ_from_step_to_step_and_cover_the_batch():

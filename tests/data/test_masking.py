@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cpt_dist.config import POSITIONS, StageConfig
 from cpt_dist.data.batches import build_batch
 from cpt_dist.data.loader import StepLoader
-from cpt_dist.data.masking import TakenDown, mask_labels
+from cpt_dist.data.masking import TakenDown, unlabelled_runs
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.packing import Row
 from cpt_dist.data.take_down import TakeDown
@@ -103,9 +103,8 @@ def test_a_label_stays_where_the_token_that_it_names_is_a_target(data):
 
 
 def test_spans_that_touch_are_one_and_those_beyond_the_labels_do_nothing():
-    labels = np.arange(4)
-    mask_labels(labels, np.array([[0, 3], [12, 13], [13, 14], [40, 50]], dtype=np.uint64), 10)
-    assert labels.tolist() == [-100, 1, 2, -100]
+    spans = np.array([[0, 3], [12, 13], [13, 14], [40, 50]], dtype=np.uint64)
+    assert unlabelled_runs(spans, 10, 14).T.tolist() == [[0, 1], [3, 4]]
 
 
 def test_an_id_that_agrees_with_another_in_half_takes_down_its_own_document_only():

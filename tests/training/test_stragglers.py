@@ -14,15 +14,15 @@ SLOW = """\
 import os, time
 
 if os.environ.get("RANK") == "1":
-    from cpt_dist.data import loader
+    from cpt_dist.data.row_window import RowWindow
 
-    build = loader.build_batch
+    batch = RowWindow.batch
 
     def slowly(*arguments, **options):
         time.sleep(0.15)
-        return build(*arguments, **options)
+        return batch(*arguments, **options)
 
-    loader.build_batch = slowly
+    RowWindow.batch = slowly
 """
 
 
