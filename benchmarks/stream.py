@@ -4,9 +4,10 @@
 
 A weighted mixture of four sources, packed to 4096 and 8192, given as micro-batches of 8 rows of int64 input_ids with
 document lengths. Measured: tokens per CPU second; CPU seconds to the first rows of a run, at its beginning and in its
-middle, with imports done; resident memory that this added. Medians of 5 in one process for each, in CPU seconds, so
-that other work on the machine disturbs little. A peer that materialises or replays is measured at the size that the
-row names, ours always at 1e9 samples. Environments of the peers, their data and indices are kept in --cache.
+middle, with imports done; resident memory that this added. Medians of 5 (--quick: 3) in one process of one thread for
+each, in CPU seconds, so that other work on the machine disturbs little. A peer that materialises or replays is measured
+at the size that the row names, ours always at 1e9 samples. Environments of the peers, their data and indices are kept
+in --cache.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.peer_jobs import MICRO_BATCH, resident_bytes  # noqa: E402
 from benchmarks.peers import PEERS, peer_python, short_name  # noqa: E402
 from benchmarks.stream_data import make_sources  # noqa: E402
-from cpt_dist.config import StageConfig  # noqa: E402
+from cpt_dist.config import BEST_FIT, CONCAT, StageConfig  # noqa: E402
 from cpt_dist.data.loader import StepLoader  # noqa: E402
 from cpt_dist.data.order import SampleOrder  # noqa: E402
 from cpt_dist.data.shards import Source  # noqa: E402
@@ -52,24 +53,26 @@ def ramp(weights: list[float]) -> dict[str, Any]:
     return {f"source{number}": [[0.0, weight], [1.0, 1.0]] for number, weight in enumerate(weights)}
 
 
-def own_order(sources: list[Source], seq_len: int, mixture: dict[str, Any] | None = None) -> SampleOrder:
+def own_order(
+    sources: list[Source], seq_len: int, mixture: dict[str, Any] | None = None, packing: str = CONCAT
+) -> SampleOrder:
     """The order of a run of 1e9 samples."""
     mixture = mixture or {source.name: weight for source, weight in zip(sources, WEIGHTS, strict=True)}
     tokens, batch = str(NUM_SAMPLES * seq_len), str(BATCH_ROWS * seq_len)
-    stage = StageConfig(tokens=tokens, seq_len=seq_len, batch_tokens=batch, mixture=mixture)
+    stage = StageConfig(tokens=tokens, seq_len=seq_len, batch_tokens=batch, mixture=mixture, packing=packing)
     return SampleOrder.from_sources([stage], sources, seed=1)
 
 
 def own_steps(job: dict[str, Any]) -> Any:
     """Steps of micro-batches from sample `at` on, from nothing but the files."""
     sources = [Source.open(Path(source["shards"])) for source in job["sources"]]
-    order = own_order(sources, job["seq_len"])
+    order = own_order(sources, job["seq_len"], packing=job.get("packing", CONCAT))
     first = job["at"] // BATCH_ROWS * BATCH_ROWS
     return iter(StepLoader(order, sources, stage=0, micro_batch=MICRO_BATCH, first_sample=first))
 
 
 def own_rates(job: dict[str, Any]) -> dict[str, Any]:
-    """Tokens per CPU second; labels, positions and document ids come along."""
+    """Tokens per CPU second, with document lengths and ids; labels and positions are made where they are used."""
     steps, rates = own_steps(job), []
     for _ in range(job["repeats"] + 1):
         tokens, begin = 0, time.process_time()
@@ -161,9 +164,9 @@ class Benchmark:
             "sources": sources,
             "weights": WEIGHTS,
             "separator": manifest["tokenizer"]["separator_id"],
-            "repeats": 5,
+            "repeats": 3 if arguments.quick else 5,
             "tokens": 2_000_000 if arguments.quick else 8_000_000,
-            "timeout": 300 if arguments.quick else 900,
+            "timeout": 30 if arguments.quick else 300,
             "work": str(work),
             "seq_len": 4096,
             "at": 0,
@@ -188,6 +191,8 @@ class Benchmark:
         for length in LENGTHS:
             bare = statistics.median(self.own("bare", seq_len=length)["rates"])
             self.row(f"throughput, rows of {length}", "tokens/CPU-s", speeds[length], bare, "bare gather", True)
+            packed = statistics.median(self.own("rates", seq_len=length, packing=BEST_FIT)["rates"])
+            self.row(f"throughput, rows of {length}, best_fit", "tokens/CPU-s", packed, bare, "bare gather", True)
         begun, resumed = self.own("first"), self.own("first", at=NUM_SAMPLES // 2)
         self.asked["cpt_dist"] = self.own("attempts")
         if self.arguments.ours_only:
@@ -270,7 +275,7 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a quarter of the tokens, shorter runs of peers",
+        help="a quarter of the tokens, medians of 3, shorter runs of peers, each job at most 30 s",
     )
     parser.add_argument("--ours-only", action="store_true", help="without peers")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "cache" / "peers")

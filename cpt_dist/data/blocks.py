@@ -22,6 +22,8 @@ class Blocks:
     def __init__(self) -> None:
         self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
         self._free_bytes = 0
+        # A quarter of the time of weakref.finalize, which also keeps a register of all in the process.
+        self._lent: dict[int, tuple[weakref.ref[np.ndarray], np.ndarray]] = {}
 
     def array(self, num: int) -> np.ndarray:
         """int64 [num], not filled."""
@@ -34,10 +36,12 @@ class Blocks:
         # numpy follows `base` through arrays to the one that owns the memory, but not through a memoryview: without
         # it, a slice would keep the block alive and not the array whose end is waited for.
         lent = np.frombuffer(block.data, dtype=np.int64)
-        weakref.finalize(lent, self._take_back, block).atexit = False
+        reference = weakref.ref(lent, self._take_back)
+        self._lent[id(reference)] = (reference, block)
         return lent[:num]
 
-    def _take_back(self, block: np.ndarray) -> None:
+    def _take_back(self, reference: weakref.ref[np.ndarray]) -> None:
+        _, block = self._lent.pop(id(reference))
         if self._free_bytes + block.nbytes <= _MOST_FREE_BYTES:
             self._free_bytes += block.nbytes
             self._free[len(block)].append(block)

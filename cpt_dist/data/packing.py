@@ -90,11 +90,11 @@ class PackPlan(Protocol):
 
 def rows_in_plans(plans: Sequence[PackPlan], source: np.ndarray, index: np.ndarray) -> list[Row]:
     """The rows `index` (int64 [n]) of the plans number `source` (int64 [n])."""
-    rows: dict[int, Row] = {}
+    grouped = np.argsort(source, kind="stable")
+    rows: list[Row] = []
     for number in np.unique(source).tolist():
-        places = np.flatnonzero(source == number)
-        rows.update(zip(places.tolist(), plans[number].rows(index[places]), strict=True))
-    return [rows[place] for place in range(len(source))]
+        rows += plans[number].rows(index[source == number])
+    return [rows[place] for place in np.argsort(grouped).tolist()]
 
 
 class ConcatAndChunk:

@@ -6,7 +6,9 @@ was read from is left alone, and a call of numpy serves many rows. What remains 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -42,14 +44,20 @@ class RowWindow:
     def __init__(
         self, sources: Sequence[RowSource], source: np.ndarray, rows: Sequence[Row], sample_ids: np.ndarray
     ) -> None:
-        self._rows, self._sample_ids, self._source = rows, sample_ids, source
-        self._origins = [sources[number] for number in source.tolist()]
-        self._bounds = np.cumsum([0, *(row.num_tokens for row in rows)], dtype=np.int64)
+        self._sources, self._sample_ids, self._source = list(sources), sample_ids, source
+        self._rows, self._of = rows, source.tolist()
+        counts = [len(row.spans) for row in rows]
+        edges = chain.from_iterable(chain.from_iterable([row.spans for row in rows]))
+        self._spans = np.fromiter(edges, dtype=np.int64, count=2 * sum(counts)).reshape(-1, 2)
+        self._first_span = np.cumsum([0, *counts])
+        ends = np.zeros(len(self._spans) + 1, dtype=np.int64)
+        np.cumsum(self._spans[:, 1] - self._spans[:, 0], out=ends[1:])
+        self._bounds = ends[self._first_span]
         self._none_skipped = np.zeros((2, len(rows)), dtype=np.int64)
         self._pieces: list[_Pieces | None] = [None] * len(rows)
-        self._in_shard: dict[tuple[int, int], list[int]] = {}
-        for number, (of, row) in enumerate(zip(source.tolist(), rows, strict=True)):
-            self._in_shard.setdefault((of, row.shard), []).append(number)
+        self._in_shard: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for number, key in enumerate(zip(self._of, [row.shard for row in rows], strict=True)):
+            self._in_shard[key].append(number)
 
     def batch(
         self,
@@ -78,7 +86,7 @@ class RowWindow:
             pieces = self._pieces[number] or self._find(number)
             lengths.append(pieces.lengths)
             doc_ids.append(pieces.doc_ids)
-            origin = self._origins[number]
+            origin = self._sources[self._of[number]]
             loss_spans = origin.loss_spans(shard)
             for (start, end), is_end in zip(spans, pieces.ends_document, strict=True):
                 stop = at + end - start
@@ -115,28 +123,31 @@ class RowWindow:
 
         Boundaries come from the record, never from a separator token. A document without tokens gives no piece.
         """
-        shard, origin = self._rows[number].shard, self._origins[number]
-        members = self._in_shard[int(self._source[number]), shard]
+        shard, source = self._rows[number].shard, self._of[number]
+        origin, members = self._sources[source], np.array(self._in_shard[source, shard])
         offsets = origin.doc_offsets(shard).view(np.int64)
-        starts, stops = np.array([span for one in members for span in self._rows[one].spans], dtype=np.int64).T
+        ends_in_window = self._first_span[members + 1]
+        num_spans = ends_in_window - self._first_span[members]
+        last_spans = np.cumsum(num_spans)
+        spans = self._spans[np.arange(last_spans[-1]) + np.repeat(ends_in_window - last_spans, num_spans)]
+        starts, stops = spans.T
         firsts, lasts = offsets.searchsorted(starts, "right") - 1, offsets.searchsorted(stops)
         counts = lasts - firsts
         ends = np.cumsum(counts)
         documents = np.arange(ends[-1]) + np.repeat(firsts - ends + counts, counts)
         lengths = np.minimum(offsets[documents + 1], np.repeat(stops, counts))
         lengths -= np.maximum(offsets[documents], np.repeat(starts, counts))
-        # Pieces before each span: those without tokens are left out.
-        before = np.concatenate([[0], np.cumsum(lengths > 0)])[np.concatenate([[0], ends])].tolist()
+        # Pieces up to the end of each row; those without tokens are left out.
+        last_pieces = np.append(0, np.cumsum(lengths > 0))[np.append(0, ends)[last_spans]].tolist()
         present = np.flatnonzero(lengths)
-        doc_ids = origin.doc_ids(shard)[documents[present]]
+        doc_ids = origin.doc_ids(shard).take(documents[present], axis=0)
         narrow = lengths[present].astype(np.int32)
         ends_document = (offsets[lasts] == stops).tolist()
-        at = 0
-        for one in members:
-            end = at + len(self._rows[one].spans)
-            chosen = slice(before[at], before[end])
-            self._pieces[one] = _Pieces(narrow[chosen], doc_ids[chosen], ends_document[at:end])
-            at = end
+        piece, span = 0, 0
+        for one, last_piece, last_span in zip(members.tolist(), last_pieces, last_spans.tolist(), strict=True):
+            own = slice(piece, last_piece)
+            self._pieces[one] = _Pieces(narrow[own], doc_ids[own], ends_document[span:last_span])
+            piece, span = last_piece, last_span
         found = self._pieces[number]
         assert found is not None, "a row is among the rows in its shard"
         return found
