@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -45,6 +46,8 @@ PEER_SAMPLES = {"grain": 10**9, "megatron": 10**7, "mosaicml": 10**7, "datasets"
 RESUME_ROW = {"litdata": 64}
 """litdata's run ends with its data, so that 40,000 samples need rows of 64 tokens."""
 MATERIALISES = ("megatron", "mosaicml")
+_WALL_SECONDS = 8
+"""Seconds by the clock for each CPU second that a job may take."""
 ASKED = {"world_size": "changed world size", "schedule": "weights as tables over progress", "packing": "packing"}
 
 
@@ -137,17 +140,28 @@ OWN = {"rates": own_rates, "first": own_first, "attempts": own_attempts, "bare":
 
 
 def run_job(command: list[str], job: dict[str, Any], work: Path) -> dict[str, Any]:
-    """Run a job in a process of its own with one thread; RuntimeError with its last words where it fails."""
+    """Run a job in a process of its own with one thread; RuntimeError with its last words where it fails.
+
+    `job["timeout"]` is in CPU seconds, so that a busy machine stops nobody; what sleeps is stopped after 8 times that.
+    """
     path = work / f"job-{os.getpid()}.json"
     path.write_text(json.dumps(job))
     settings = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment = {**os.environ, **settings, "TMPDIR": str(work)}
+    limit = job["timeout"]
     try:
         result = subprocess.run(
-            [*command, str(path)], capture_output=True, text=True, env=environment, cwd=work, timeout=job["timeout"]
+            ["prlimit", f"--cpu={limit}", *command, str(path)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=work,
+            timeout=_WALL_SECONDS * limit,
         )
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"not done after {job['timeout']} s") from error
+        raise RuntimeError(f"not done after {_WALL_SECONDS * limit} s") from error
+    if result.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise RuntimeError(f"not done after {limit} CPU seconds")
     if result.returncode or not result.stdout.strip():
         raise RuntimeError((result.stderr.strip().splitlines() or ["no output"])[-1][:200])
     return json.loads(result.stdout.strip().splitlines()[-1])
@@ -275,7 +289,7 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a quarter of the tokens, medians of 3, shorter runs of peers, each job at most 30 s",
+        help="a quarter of the tokens, medians of 3, shorter runs of peers, each job at most 30 CPU seconds",
     )
     parser.add_argument("--ours-only", action="store_true", help="without peers")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "cache" / "peers")
