@@ -5,7 +5,9 @@ It names paths and appends to the metrics file; it does not decide what is writt
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ class RunDirectory:
         self.ledger = self.path / "ledger.jsonl"
         self.order = self.path / "order.json"
         self.model_files = self.path / "model_files"
+        self._failure: OSError | None = None
 
     def create(self, config: CptConfig) -> None:
         """Make the folder and save the resolved configuration, also under the number of this start."""
@@ -51,10 +54,33 @@ class RunDirectory:
             return None
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Append one record to metrics.jsonl. A torn last line of a killed process is ended first."""
-        with open(self.metrics, "a+b") as handle:
-            if handle.tell():
-                handle.seek(-1, 2)
-                if handle.read(1) != b"\n":
-                    handle.write(b"\n")
-            handle.write((json.dumps(record) + "\n").encode())
+        """Append one record to metrics.jsonl. A torn last line of a killed process is ended first.
+
+        What the disk says against it is kept for `raise_failure`: only rank 0 writes here, often between two
+        collectives, and may not leave the others alone in the second.
+        """
+        size = None
+        try:
+            with open(self.metrics, "a+b") as handle:
+                size = handle.tell()
+                if size:
+                    handle.seek(-1, 2)
+                    if handle.read(1) != b"\n":
+                        handle.write(b"\n")
+                handle.write((json.dumps(record) + "\n").encode())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                if size is not None:
+                    os.truncate(self.metrics, size)  # no half a record
+            error.filename = str(self.metrics)
+            self._failure = self._failure or error
+
+    @property
+    def failed(self) -> bool:
+        """Whether a record could not be appended."""
+        return self._failure is not None
+
+    def raise_failure(self) -> None:
+        """Raise the OSError of the first record that could not be appended, if there is one."""
+        if self._failure is not None:
+            raise self._failure

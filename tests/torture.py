@@ -1,7 +1,8 @@
 """kill -9 at random moments of small runs, again and again: python -m tests.torture [kills=100] [seed=N]
 
-Each trial trains a tiny model on two processes, kills one of them or both, looks at every checkpoint that verifies,
-and starts the job again; the final weights and moments must be those of the uninterrupted run, bit by bit. Most kills
+Each trial trains a tiny model on two processes, kills one of them or both, looks at what is on disk, and starts the job
+again, sometimes to be killed once more. Every checkpoint must equal the uninterrupted run's of its step, bit by bit,
+the last one above all; none that was reported may be lost, and what stays in the end is what the rules keep. Most kills
 strike between two system calls of a save, a prune or a rename, the others at any time. Processes are forked from this
 one after the imports, which takes seconds off each start. It is no test of the launchers.
 """
@@ -39,6 +40,8 @@ RANKS = 2
 STEPS = 8
 CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "open")
 """Functions of `os` at which a process may die: those of writing, renaming and removing."""
+RENAMES = ("replace", "rename")
+"""Those by which a file or a checkpoint comes into being or goes; kills favour the moments around them."""
 SECONDS_TO_NOTICE = 60.0
 """A rank whose partner was killed has to end by itself within this time."""
 
@@ -84,24 +87,24 @@ def work(config: dict, rank: int, port: int, kill: Kill | None, count_to: Path |
     trainer.fit(setup.set_up(typed, world))
     distributed.stop()
     if count_to:
-        (count_to / f"calls-{rank}").write_text(str(calls["made"]))
+        (count_to / f"calls-{rank}").write_text(json.dumps(calls))
 
 
-def count_calls(kill: Kill | None) -> Counter:
-    """Count the calls among `CALLS` from here on, and die before the one that `kill` names."""
-    made: Counter = Counter()
+def count_calls(kill: Kill | None) -> list[str]:
+    """List the calls among `CALLS` from here on, and die before the one whose number `kill` names."""
+    made: list[str] = []
 
-    def counted(function):
+    def counted(name, function):
         def call(*arguments, **keywords):
-            made["made"] += 1
-            if kill and made["made"] == kill.at:
+            made.append(name)
+            if kill and len(made) == kill.at:
                 os.kill(0 if kill.everyone else os.getpid(), signal.SIGKILL)  # 0: the process group of the job
             return function(*arguments, **keywords)
 
         return call
 
     for name in CALLS:
-        setattr(os, name, counted(getattr(os, name)))
+        setattr(os, name, counted(name, getattr(os, name)))
     return made
 
 
@@ -168,17 +171,39 @@ def tensors(store: CheckpointStore, step: int) -> dict[str, torch.Tensor]:
     return {name: reader.tensor(name) for name in sorted(reader.tensor_shapes())}
 
 
+def trainer_state(store: CheckpointStore, step: int) -> dict:
+    """What `trainer.json` and the manifest say of a step, without the time that it took."""
+    state = store.trainer(step)
+    del state["totals"]["seconds"]
+    return state | {"bits_per_byte": store.manifest(step).get("bits_per_byte")}
+
+
+def reported(run_dir: Path) -> int:
+    """The newest step whose checkpoint metrics.jsonl reports; 0 where there is none."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    records = [json.loads(line) for line in lines if line.endswith("}\n")]
+    return max((record["step"] for record in records if record["kind"] == "checkpoint"), default=0)
+
+
 def check(run_dir: Path, reference: Path) -> list[int]:
     """The whole checkpoints of a run, each equal to the uninterrupted run's of its step; AssertionError otherwise."""
     store, right = CheckpointStore(run_dir / "checkpoints"), CheckpointStore(reference / "checkpoints")
-    whole = []
-    for step in store.steps():
+    whole = store.steps()
+    folders = [path.name for path in store.folder.glob("step-*")] if store.folder.is_dir() else []
+    assert sorted(folders) == [store.path(step).name for step in whole], "a folder under a final name has no manifest"
+    for step in whole:
         assert store.problems(step) == [], "a checkpoint under its final name is damaged"
         found, expected = tensors(store, step), tensors(right, step)
-        wrong = [name for name, tensor in expected.items() if not tensor.equal(found[name])]
         assert found.keys() == expected.keys(), f"checkpoint {step} verifies but holds other tensors"
+        wrong = [name for name, tensor in expected.items() if not tensor.equal(found[name])]
         assert wrong == [], f"checkpoint {step} verifies but is wrong: {wrong}"
-        whole.append(step)
+        found, expected = trainer_state(store, step), trainer_state(right, step)
+        wrong = [f"{key} {found.get(key)}, not {value}" for key, value in expected.items() if found.get(key) != value]
+        assert wrong == [], f"checkpoint {step} verifies but is wrong: {wrong}"
+        assert store.probe(step).logits.equal(right.probe(step).logits), f"checkpoint {step} has another probe"
+    promised = reported(run_dir)
+    assert max(whole, default=0) >= promised, f"the checkpoint of step {promised} was reported and is gone: {whole}"
     return whole
 
 
@@ -188,19 +213,22 @@ class Torture:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.random = folder, random.Random(seed)
         self.variants = variants(folder)
-        self.calls: dict[str, list[int]] = {}
+        self.calls: dict[str, list[list[str]]] = {}
+        """Variant -> rank -> the calls of a whole run, in their order."""
+        self.kept: dict[str, list[int]] = {}
+        """Variant -> the steps whose checkpoints an uninterrupted run keeps."""
         self.seconds: dict[str, float] = {}
         self.killed = Counter()
 
     def reference(self, name: str) -> Path:
-        """The uninterrupted run of a variant's engine, with every checkpoint kept, whichever way they were saved.
+        """The uninterrupted run of a variant's engine, with every checkpoint kept, each saved in front of training.
 
-        The calls and the time of the variant itself are measured once beside it.
+        The calls, the time and the kept steps of the variant itself are measured once beside it.
         """
         run_dir = self.folder / name.split()[0]
         if not run_dir.exists():
             config = copy.deepcopy(self.variants[name]) | {"run_dir": str(run_dir)}
-            config["checkpoint"] |= {"keep_last": 0}
+            config["checkpoint"] |= {"keep_last": 0, "asynchronous": False}
             self.whole_run(config, run_dir / "log")
         if name not in self.calls:
             measured = self.folder / f"{name}, measured"
@@ -209,7 +237,8 @@ class Torture:
             config = copy.deepcopy(self.variants[name]) | {"run_dir": str(measured)}
             self.whole_run(config, measured / "log", count_to=measured)
             self.seconds[name] = time.monotonic() - begin
-            self.calls[name] = [int((measured / f"calls-{rank}").read_text()) for rank in range(RANKS)]
+            self.calls[name] = [json.loads((measured / f"calls-{rank}").read_text()) for rank in range(RANKS)]
+            self.kept[name] = check(measured, run_dir)
         return run_dir
 
     @staticmethod
@@ -225,7 +254,12 @@ class Torture:
         if self.random.random() < 0.75:
             # Only rank 0 makes and removes names, so most of its calls are those of commits and prunes.
             rank = 0 if self.random.random() < 0.8 else rank
-            return Kill("call", self.random.randint(1, self.calls[name][rank]), rank, everyone)
+            calls = self.calls[name][rank]
+            numbers = [*range(1, len(calls) + 1)]
+            around = [number for number in numbers if {calls[number - 1], calls[number - 2]} & {*RENAMES}]
+            if around and self.random.random() < 0.7:  # at a rename, or at the call after it
+                numbers = around
+            return Kill("call", self.random.choice(numbers), rank, everyone)
         return Kill("time", self.random.uniform(0.2, 1.0) * self.seconds[name], rank, everyone)
 
     def trial(self, number: int) -> str:
@@ -243,16 +277,27 @@ class Torture:
             if not finish(start(config, kill, run_dir / "log"), kill):
                 shutil.rmtree(run_dir)
                 return ""
+            self._count(kill)
             whole = check(run_dir, reference)
+            again = self.choose(name) if self.random.random() < 0.3 else None
+            if again and finish(start(config, again, run_dir / "log"), again):
+                self._count(again)
+                whole = check(run_dir, reference)
+            else:
+                again = None
             self.whole_run(config, run_dir / "log")
-            assert check(run_dir, reference)[-1] == STEPS
+            left = check(run_dir, reference)
+            assert left == self.kept[name], f"{left} stay, but of an uninterrupted run {self.kept[name]}"
             left = [path.name for path in (run_dir / "checkpoints").iterdir() if path.name.startswith(".")]
             assert left == [], f"left behind: {left}"
         except AssertionError as error:
             raise AssertionError(f"trial {number}, {name}, {kill}: {error}; see {run_dir}") from error
         shutil.rmtree(run_dir)
+        twice = f", and once more, {again}" if again else ""
+        return f"{name}: killed {kill}{twice}; whole checkpoints then: {whole or 'none'}"
+
+    def _count(self, kill: Kill) -> None:
         self.killed["all ranks" if kill.everyone else "one rank"] += 1
-        return f"{name}: killed {kill}; whole checkpoints then: {whole or 'none'}"
 
 
 def main(words: list[str]) -> None:

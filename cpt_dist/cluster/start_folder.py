@@ -27,7 +27,11 @@ def redirect_output(environ: Mapping[str, str]) -> None:
     if folder is None:
         return
     path = folder / f"rank-{int(environ.get('RANK', 0)):05d}.out"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        print(f"warning: {path}: {error.strerror}; the output stays here", file=sys.stderr, flush=True)
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(descriptor, 1)
@@ -45,6 +49,8 @@ def record_outcome(environ: Mapping[str, str], code: int, reason: str) -> None:
             handle.write(f"{code} {reason}\n")
     except FileExistsError:
         return
+    except OSError as error:
+        print(f"warning: {folder / OUTCOME}: {error.strerror}; it is: {code} {reason}", file=sys.stderr, flush=True)
 
 
 def read_outcome(folder: Path) -> tuple[int, str] | None:

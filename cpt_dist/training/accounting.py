@@ -7,12 +7,13 @@ corrected here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.view_names import source_of
 from cpt_dist.training.run import Run
 
@@ -27,9 +28,9 @@ def checked_accounts(run: Run) -> dict[str, dict[str, Any]]:
     Planned is what the shares ask for, a fraction: `planned_samples`, `planned_tokens`, `planned_padding`. Read are
     `samples`, `tokens`, `loss_tokens` (those that were predicted; None where an older checkpoint didn't count them),
     `padding` (tokens by which rows were shorter than seq_len; they were not computed), what was skipped because it was
-    taken down, and `epochs` by seq_len. A source with strata or generations has them beneath, under `strata`, and their
-    sums. Raises AccountingError, before the checkpoint is written, with each whose samples differ from the order's
-    count or whose tokens are none that such rows can hold.
+    taken down, and `epochs` by seq_len. Samples that the ledger skips are in none of them. A source with strata or
+    generations has them beneath, under `strata`, and their sums. Raises AccountingError, before the checkpoint is
+    written, with each whose samples differ from the order's count or whose tokens are none that such rows can hold.
     """
     _check(run)
     order, totals, n = run.order, run.totals, run.position
@@ -37,7 +38,7 @@ def checked_accounts(run: Run) -> dict[str, dict[str, Any]]:
     asked, full = without(order.planned_samples, n).tolist(), without(order.tokens_of_full_rows, n).tolist()
     full_asked = without(partial(order.tokens_of_full_rows, planned=True), n).tolist()
     tokens_of = without(lambda at: np.array([order.planned_tokens(at)[name] for name in order.source_names]), n)
-    tokens_asked, epochs = dict(zip(order.source_names, tokens_of.tolist(), strict=True)), order.epochs(n)
+    tokens_asked = dict(zip(order.source_names, tokens_of.tolist(), strict=True))
     loss_tokens: Sequence[int | None] = totals.target_tokens_by_source or [None] * len(order.source_names)
     views = {
         name: {
@@ -52,7 +53,7 @@ def checked_accounts(run: Run) -> dict[str, dict[str, Any]]:
             - totals.skipped_tokens_by_source[number],
             "skipped_pieces": totals.skipped_pieces_by_source[number],
             "skipped_tokens": totals.skipped_tokens_by_source[number],
-            "epochs": {str(length): done for length, done in epochs[name].items()},
+            "epochs": _read_epochs(order, partial(_epochs_of, order, name), n),
         }
         for number, name in enumerate(order.source_names)
     }
@@ -70,7 +71,22 @@ def _source_account(run: Run, source: str, views: dict[str, dict[str, Any]]) -> 
         values = [view[key] for view in views.values()]
         if key != "epochs":
             result[key] = None if None in values else sum(values)
-    return {**result, "epochs": run.order.source_epochs(source, run.position), "strata": views}
+    epochs = _read_epochs(run.order, lambda n: run.order.source_epochs(source, n), run.position)
+    return {**result, "epochs": epochs, "strata": views}
+
+
+def _epochs_of(order: SampleOrder, name: str, n: int) -> Mapping[Any, float]:
+    return order.epochs(n)[name]
+
+
+def _read_epochs(order: SampleOrder, epochs: Callable[[int], Mapping[Any, float]], n: int) -> dict[str, float]:
+    """`epochs(n)`, a number for each key, without what skipped samples give to it."""
+    read = {str(key): number for key, number in epochs(n).items()}
+    for start, stop in order.skipped.before(n):
+        before = epochs(start)
+        for key, number in epochs(stop).items():
+            read[str(key)] -= number - before.get(key, 0.0)
+    return read
 
 
 def _check(run: Run) -> None:

@@ -21,6 +21,7 @@ from cpt_dist.evaluation import statistics
 from cpt_dist.evaluation.bits_per_byte import DocumentScores
 from cpt_dist.files import write_json
 from cpt_dist.retention.replay_controller import Decision, Rise, decide
+from cpt_dist.training.first_rank import on_first
 from cpt_dist.training.run import Run
 
 BASELINE = "replay_baseline.json"
@@ -38,11 +39,10 @@ class AdaptiveReplay:
         """Keep the first scores as the baseline; let later ones change the shares."""
         if self._baseline is None:
             self._baseline = {name: one.nll.tolist() for name, one in scores.items()}
-            if run.world.is_first:
-                write_json(self._path, self._baseline)
+            on_first(run.world, lambda: write_json(self._path, self._baseline))
             return
         self._check_documents(scores)
-        entry = run.world.gather(self._entry(run, scores) if run.world.is_first else None)[0]
+        entry = on_first(run.world, lambda: self._entry(run, scores))
         if entry is not None:
             run.order = sample_order(run.config, run.sources, [*run.order.entries, entry])
 

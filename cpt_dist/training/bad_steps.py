@@ -8,6 +8,7 @@ to 500 batches). Nothing is judged here.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import time
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 
 from cpt_dist.checkpoint.commit import remove
-from cpt_dist.checkpoint.together import together
 from cpt_dist.data.batch import Batch
 from cpt_dist.data.ledger_entry import write_ledger
 from cpt_dist.data.lookup import readings_of_steps
@@ -26,6 +26,7 @@ from cpt_dist.data.run_order import sample_order
 from cpt_dist.data.skip import WINDOW, Skip
 from cpt_dist.errors import UserError
 from cpt_dist.files import write_json
+from cpt_dist.training.first_rank import on_first
 from cpt_dist.training.run import Run
 
 REPORT = "bad_numbers.json"
@@ -96,7 +97,7 @@ def _enter(run: Run, bad: BadStep, entries: list[Any]) -> None:
         record |= {"loss": _json(bad.loss), "grad_norm": _json(bad.grad_norm), "back_to": run.rewind_to}
         run.directory.append_metrics(record)
 
-    together(write if run.world.is_first else None)
+    on_first(run.world, write)
     run.order = sample_order(run.config, run.sources, entries)
 
 
@@ -157,7 +158,7 @@ def _abandon_after(run: Run, step: int) -> None:
             else:
                 remove(run.store.folder, later)
 
-    together(abandon if run.world.is_first else None)
+    on_first(run.world, abandon)
 
 
 def _stop(run: Run, row: list[Skip], rewinds: list[Skip], target: tuple[int, int] | None) -> None:
@@ -177,7 +178,10 @@ def _stop(run: Run, row: list[Skip], rewinds: list[Skip], target: tuple[int, int
         events = [{"samples": [one.n_start, one.n_stop - 1], "reason": one.reason, **one.evidence} for one in row]
         windows = [{"samples": [one.n_start, one.n_stop - 1], "reason": one.reason} for one in rewinds]
         report = {"bad_steps": events, "rewinds": windows, "documents": documents, "time": time.time()}
-        write_json(path, report)
+        try:
+            write_json(path, report)
+        except OSError as error:
+            print(f"warning: {path}: {error.strerror}; the report is: {json.dumps(report)}", flush=True)
     suspects = sorted({name for one in row for name in one.evidence.get("documents", [])})
     named = f", first of all {', '.join(suspects[:3])}" if suspects else ""
     tried = f"going back {len(rewinds)} time(s) did not help" if target else "no checkpoint lies before them"

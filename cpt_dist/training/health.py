@@ -6,6 +6,7 @@ before the start is in `node_check.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -66,7 +67,8 @@ class Health:
             return
         lost = [{"rank": one.peer.rank, "node": one.peer.node, "why": one.why} for one in missing]
         report = {"start": self._start, "rank": self._rank, "node": self._heartbeat.node, "time": time.time()}
-        append_report(self._run_dir, report | {"step": state.step, "phase": state.phase, "lost": lost})
+        with contextlib.suppress(OSError):  # the names are worth more than the file
+            append_report(self._run_dir, report | {"step": state.step, "phase": state.phase, "lost": lost})
         raise RankLostError([f"{state}: {self._line(one)}" for one in missing]) from error
 
     def _missing(self) -> list[Missing]:

@@ -25,6 +25,7 @@ from cpt_dist.cluster.environment import host_name
 from cpt_dist.config import CptConfig
 from cpt_dist.engine.distributed import World
 from cpt_dist.errors import UserError
+from cpt_dist.training.first_rank import on_first
 
 PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "numpy")
 BYTES_PER_PARAMETER = 12
@@ -57,9 +58,7 @@ def check_nodes(config: CptConfig, world: World) -> None:
     facts.free_bytes = shutil.disk_usage(run_dir).free
     token = run_dir / "health" / ".shared"
     secret = world.gather(uuid.uuid4().hex)[0]
-    if world.is_first:
-        token.write_text(secret, encoding="utf-8")
-    world.barrier()
+    on_first(world, lambda: token.write_text(secret, encoding="utf-8"))
     facts.clock = time.time()
     facts.sees_token = _sees(token, secret)
     found = world.gather(facts)

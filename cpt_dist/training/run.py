@@ -67,6 +67,8 @@ class StepResult:
     """Why the step changed no weight; empty where it did."""
     save_failed: bool = False
     """Some rank knows that the checkpoint written in the background has failed."""
+    record_failed: bool = False
+    """Rank 0 could not write to metrics.jsonl."""
 
     @property
     def stop_requested(self) -> bool:

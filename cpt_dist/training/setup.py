@@ -27,6 +27,7 @@ from cpt_dist.model.model_files import copy_model_files
 from cpt_dist.model.rope_switch import rope_of
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.training.callbacks import default_callbacks
+from cpt_dist.training.first_rank import on_first
 from cpt_dist.training.growth import saved_views, sources_and_order
 from cpt_dist.training.guards import Guards
 from cpt_dist.training.preflight import open_sources
@@ -39,14 +40,12 @@ def set_up(config: CptConfig, world: World) -> Run:
     torch.manual_seed(config.seed)
     directory = RunDirectory(config.run_dir)
     store = checkpoint_store(config)
-    if world.is_first:
-        store.tidy()
-    world.barrier()
+    on_first(world, store.tidy)
     step = store.newest_whole(config.checkpoint.on_damage, config.checkpoint.verify)
     saved = store.trainer(step) if step is not None else None
     sources, order, grown = sources_and_order(config, open_sources(config), saved)
-    if grown is not None and world.is_first:
-        write_ledger(directory.ledger, order.entries)
+    if grown is not None:
+        on_first(world, lambda: write_ledger(directory.ledger, order.entries))
     dtype, reason = resolve_precision(config.engine.precision, world.device)
     if not (world.is_first and sys.stderr.isatty()):
         disable_progress_bar()
@@ -65,17 +64,21 @@ def set_up(config: CptConfig, world: World) -> Run:
         base_rope=rope_of(model),
         totals=Totals.zero(len(sources)),
     )
-    if world.is_first:
-        directory.create(config)
-        directory.keep_order(order.identity)
-        if not directory.model_files.exists():
-            copy_model_files(config.model.path, directory.model_files, config.data.tokenizer)
+    on_first(world, lambda: _fill(directory, run))
     _announce(run, reason, step, grown)
     if step is not None:
         resume(run, step)
     take_down(run)
     run.callbacks = default_callbacks(run)
     return run
+
+
+def _fill(directory: RunDirectory, run: Run) -> None:
+    """Write what a run directory has before the first step."""
+    directory.create(run.config)
+    directory.keep_order(run.order.identity)
+    if not directory.model_files.exists():
+        copy_model_files(run.config.model.path, directory.model_files, run.config.data.tokenizer)
 
 
 def resume(run: Run, step: int) -> None:

@@ -15,6 +15,7 @@ from cpt_dist.data.shards import Source, read_held_out
 from cpt_dist.data.take_down import TakeDown, read_list
 from cpt_dist.data.view_names import source_of
 from cpt_dist.errors import UserError
+from cpt_dist.training.first_rank import on_first
 from cpt_dist.training.run import Run
 
 
@@ -25,7 +26,7 @@ def take_down(run: Run) -> None:
     """
     if run.config.data.take_down is None:
         return
-    entry, problems = run.world.gather(_decided(run) if run.world.is_first else None)[0]
+    entry, problems = on_first(run.world, lambda: _decided(run))
     if problems:
         raise UserError(problems)
     if entry is not None:

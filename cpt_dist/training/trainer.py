@@ -19,6 +19,7 @@ from cpt_dist.config import CptConfig, StageConfig
 from cpt_dist.engine import distributed
 from cpt_dist.errors import UserError
 from cpt_dist.training.bad_steps import BadStep, documents_without_number, go_back, record_bad_step
+from cpt_dist.training.first_rank import on_first
 from cpt_dist.training.health import Health
 from cpt_dist.training.node_check import check_nodes
 from cpt_dist.training.run import Run, StepBatches, StepResult
@@ -66,6 +67,7 @@ def fit(run: Run) -> None:
         raise
     run.saver.wait()
     run.each("on_end")
+    on_first(run.world, run.directory.raise_failure)
 
 
 def _steps(run: Run) -> None:
@@ -73,6 +75,8 @@ def _steps(run: Run) -> None:
         run.enter_stage(index)
         for batches in run.steps_of(index):
             result = train_step(run, index, stage, batches)
+            if result.record_failed:
+                on_first(run.world, run.directory.raise_failure)
             run.totals.add(result)
             run.each("after_step", result)
             if run.rewind_to is not None:
@@ -111,7 +115,7 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
     run.activity.enter("agreement")
     own_times = torch.zeros(world.size, len(OWN_TIME), dtype=torch.float64)
     own_times[world.rank] = torch.tensor(run.own_time.measured(run.activity, batches.wait_seconds, run.step))
-    votes = torch.tensor([*(reason == run.stop_reason for reason in REASONS), run.saver.failed], dtype=torch.float64)
+    votes = _votes(run)
     parts = (sums, own_times, votes)
     shared = world.sum(torch.cat([part.flatten() for part in parts])).cpu().split([part.numel() for part in parts])
     sums, own_times, votes = (one.view(part.shape) for one, part in zip(shared, parts, strict=True))
@@ -140,17 +144,24 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
         seconds=time.perf_counter() - begin + batches.wait_seconds,
         data_wait_seconds=float(own_times[:, 0].max()),
         straggler=straggler(own_times.tolist()),
-        stop_reason=agreed_reason(votes[:-1].tolist()),
+        stop_reason=agreed_reason(votes[:-2].tolist()),
         skipped=skipped,
-        save_failed=bool(votes[-1] > 0),
+        save_failed=bool(votes[-2] > 0),
+        record_failed=bool(votes[-1] > 0),
     )
+
+
+def _votes(run: Run) -> torch.Tensor:
+    """fp64 [reasons + 2]: what this rank says about stopping, and whether it knows of a failed save or record."""
+    own = [*(reason == run.stop_reason for reason in REASONS), run.saver.failed, run.directory.failed]
+    return torch.tensor(own, dtype=torch.float64)
 
 
 def _skipped_step(run: Run, index: int, stage: StageConfig) -> StepResult:
     """A step that the ledger skips: only the position moves, and the ranks hear each other's signals."""
     begin = time.perf_counter()
     run.activity.enter("agreement", run.step + 1)
-    votes = torch.tensor([*(reason == run.stop_reason for reason in REASONS), run.saver.failed], dtype=torch.float64)
+    votes = _votes(run)
     votes = run.world.sum(votes).cpu()
     run.position += run.order.stages[index].batch_samples
     nothing = [0] * len(run.sources)
@@ -168,7 +179,8 @@ def _skipped_step(run: Run, index: int, stage: StageConfig) -> StepResult:
         seconds=time.perf_counter() - begin,
         data_wait_seconds=0.0,
         straggler=None,
-        stop_reason=agreed_reason(votes[:-1].tolist()),
+        stop_reason=agreed_reason(votes[:-2].tolist()),
         skipped="the ledger says so",
-        save_failed=bool(votes[-1] > 0),
+        save_failed=bool(votes[-2] > 0),
+        record_failed=bool(votes[-1] > 0),
     )

@@ -5,10 +5,17 @@ seconds before each step}. A job resumes by itself where its run directory has a
 state right after the load is written there as a checkpoint. Each rank appends for each step to `samples-<rank>.jsonl`:
 its sample ids, the checksum of each micro-batch's tokens, labels and positions, and the documents in it. `faults`
 is step -> {"rank", "divisor" or "nll"}: that rank's loss is divided by another number, or its recorded nll multiplied,
-at every try of the step. The line of an error that ends a job is written to `error.txt` of the run directory.
+at every try of the step. `lost_save` is {"rank", "step"}: that rank's disk fails in the save of that step. `disk` is
+{"step", "folder", "how"}: from that step on (0: from the start) the disk under `folder` is "full" or "read-only", for
+this job. With `stop_at` the last rank is asked to stop in that step. The lines of an error that ends a job are written
+beside the JSON file, to `<name of the run directory>.error-<rank>`.
 """
 
+import contextlib
+import errno
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,7 +24,9 @@ import torch
 import xxhash
 from omegaconf import OmegaConf
 
+from cpt_dist.checkpoint import commit
 from cpt_dist.checkpoint.store import CheckpointStore
+from cpt_dist.cluster.stop import SIGNAL
 from cpt_dist.config import CptConfig, EngineConfig
 from cpt_dist.engine import distributed
 from cpt_dist.errors import UserError
@@ -67,21 +76,81 @@ def inject(run, faults):
     run.engine.forward_backward = faulty
 
 
+@contextlib.contextmanager
+def lost_save(fault):
+    """The disk of a rank fails while it lists its files of a save."""
+    file_entry = commit.file_entry
+
+    def failing(path, root, rank):
+        if fault and rank == fault["rank"] and root.name == f".step-{fault['step']:08d}.tmp":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return file_entry(path, root, rank)
+
+    commit.file_entry = failing
+    yield
+    commit.file_entry = file_entry
+
+
+def lose_disk(disk):
+    if disk["how"] == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", disk["folder"]], check=True)
+        return
+    with contextlib.suppress(OSError), open(Path(disk["folder"]) / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(1 << 12))
+
+
+def give_disk_back(disk):
+    if disk["how"] == "read-only":
+        subprocess.run(["mount", "-o", "remount,rw", disk["folder"]], check=True)
+    (Path(disk["folder"]) / "filler").unlink(missing_ok=True)
+
+
+def at_step(run, step, action):
+    """Call `action` on this rank right before it begins with `step`."""
+    steps_of = run.steps_of
+
+    def watched(index):
+        for batches in steps_of(index):
+            if run.step + 1 == step:
+                action()
+            yield batches
+
+    run.steps_of = watched
+
+
+def work(job, world):
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CptConfig), job["config"]))
+    disk = job.get("disk", {})
+    if disk.get("step") == 0 and world.is_first:
+        lose_disk(disk)
+    world.barrier()
+    run = set_up(config, world)
+    if job.get("save_loaded"):
+        tensors = run.engine.state_tensors()
+        CheckpointStore(Path(job["save_loaded"])).save(run.step, tensors, {}, None)
+    if not disk:
+        record_samples(run, job.get("pause", 0.0))
+    elif world.is_first:
+        at_step(run, disk["step"], lambda: lose_disk(disk))
+    if job.get("stop_at") and world.rank == world.size - 1:
+        at_step(run, job["stop_at"], lambda: setattr(run, "stop_reason", SIGNAL))
+    inject(run, job.get("faults", {}))
+    fit(run)
+
+
 def main():
     world = distributed.start(EngineConfig(threads=1, timeout_seconds=60))
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CptConfig), job["config"]))
-        run = set_up(config, world)
-        if job.get("save_loaded"):
-            tensors = run.engine.state_tensors()
-            CheckpointStore(Path(job["save_loaded"])).save(run.step, tensors, {}, None)
-        record_samples(run, job.get("pause", 0.0))
-        inject(run, job.get("faults", {}))
-        try:
-            fit(run)
-        except UserError as error:
-            (run.directory.path / "error.txt").write_text(str(error))
-        del run
+        with lost_save(job.get("lost_save")):
+            try:
+                work(job, world)
+            except UserError as error:
+                name = f"{Path(job['config']['run_dir']).name}.error-{world.rank}"
+                Path(sys.argv[1]).with_name(name).write_text("\n".join(error.problems))
+        world.barrier()
+        if job.get("disk") and world.is_first:
+            give_disk_back(job["disk"])
     distributed.stop()
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cpt_dist.data.skip import Skip, SkippedSamples
 from cpt_dist.training import setup
 from cpt_dist.training.accounting import AccountingError, checked_accounts
 from cpt_dist.training.run import Totals
@@ -39,6 +40,16 @@ def test_accounts_give_samples_and_epochs_beside_the_plan():
         "skipped_tokens": 1,
         "epochs": {"8": 0.8},
     }
+
+
+def test_skipped_samples_are_in_no_epoch():
+    order = order_of([stage(40, {"law": 0.5, "news": 0.5})], {"law/high": 10, "law/low": 30, "news": 10})
+    order.skipped = SkippedSamples([Skip(4, 8), Skip(12, 20)])
+    run = a_run(position=16)
+    run.order, run.totals = order, Totals([16, 16, 32], [2, 2, 4], [0] * 3, [0] * 3, [16, 16, 32])
+    law = checked_accounts(run)["law"]
+    assert law["epochs"] == {"8": pytest.approx(4 / 40)}
+    assert law["strata"]["law/low"]["epochs"] == {"8": pytest.approx(2 / 30)}
 
 
 def test_strata_are_beneath_their_source_which_has_their_sums():

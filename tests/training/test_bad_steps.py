@@ -20,6 +20,8 @@ ENGINES = {
     "zero3": {"name": "zero"},
     "zero1": {"name": "zero", "zero_stage": 1},
     "zero0": {"name": "zero", "zero_stage": 0},
+    "zero2": {"name": "zero", "zero_stage": 2},
+    "bf16": {"name": "zero", "zero_stage": 1, "precision": "bf16"},
 }
 FAULTS = {
     "skip": {"7": NAN},
@@ -29,8 +31,16 @@ FAULTS = {
     "stop": {str(step): LOST for step in range(12, 21)},
 }
 CASES = [("fsdp", "skip"), ("fsdp", "spike"), ("fsdp", "back"), ("fsdp", "stop")]
-CASES += [("zero3", "spikes back"), ("zero1", "spike"), ("zero0", "spike")]
-REPLAYED = [("fsdp", "spike"), ("fsdp", "back"), ("zero3", "spikes back"), ("zero1", "spike")]
+CASES += [("zero3", "spikes back"), ("zero1", "spike"), ("zero0", "spike"), ("zero2", "spike"), ("bf16", "spike")]
+REPLAYED = [
+    ("fsdp", "spike"),
+    ("fsdp", "back"),
+    ("zero3", "spikes back"),
+    ("zero1", "spike"),
+    ("zero2", "spike"),
+    ("bf16", "spike"),
+]
+STOPS = {"in the window": 11, "between bad steps": 12}
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +50,23 @@ def runs(tmp_path_factory):
     base["checkpoint"] = {"every_steps": 5, "keep_last": 0}
     base["guards"] = {"max_skips": 2, "rewind_steps": 3, "max_rewinds": 1, "spike_threshold": 8, "window": 16}
 
-    def job(run_dir, engine, faults=None):
+    def job(run_dir, engine, faults=None, stop_at=None):
         config = copy.deepcopy(base) | {"run_dir": str(run_dir)}
         config["engine"] = config["engine"] | ENGINES[engine]
-        return 2, {"config": config, "faults": faults or {}}
+        return 2, {"config": config, "faults": faults or {}, "stop_at": stop_at}
 
     run_jobs(folder, [job(folder / f"{engine} {name}", engine, FAULTS[name]) for engine, name in CASES])
     for engine, name in REPLAYED:
         (folder / f"{engine} {name} again").mkdir()
         shutil.copy(folder / f"{engine} {name}" / "ledger.jsonl", folder / f"{engine} {name} again")
-    run_jobs(folder, [job(folder / f"{engine} {name} again", engine) for engine, name in REPLAYED])
+    (folder / "in the window").mkdir()
+    shutil.copy(folder / "fsdp back" / "ledger.jsonl", folder / "in the window")
+    stopped = [
+        job(folder / name, "fsdp", {} if name == "in the window" else FAULTS["back"], stop_at)
+        for name, step in STOPS.items()
+        for stop_at in (step, None)
+    ]
+    run_jobs(folder, [job(folder / f"{engine} {name} again", engine) for engine, name in REPLAYED] + stopped)
     return folder
 
 
@@ -83,7 +100,7 @@ def test_a_skipped_step_changes_no_weight_and_the_position_moves_on(runs):
     assert (trainer["optimizer_steps"], trainer["totals"]["skipped_steps"]) == (19, 1)
 
 
-@pytest.mark.parametrize("engine", ["fsdp", "zero1", "zero0"])
+@pytest.mark.parametrize("engine", ["fsdp", "zero1", "zero0", "zero2", "bf16"])
 def test_a_spike_of_gradient_or_loss_is_skipped_and_nothing_else_is(runs, engine):
     first, second = read_ledger(runs / f"{engine} spike" / "ledger.jsonl")
     assert (first.n_start, second.n_start) == (48, 64)
@@ -101,9 +118,20 @@ def test_bad_steps_in_a_row_lead_back_to_a_checkpoint_and_their_window_is_skippe
     weights(runs / name, step=10)  # made again, without what is skipped
 
 
+@pytest.mark.parametrize("name", STOPS)
+def test_a_run_that_is_asked_to_stop_among_skipped_steps_goes_on_as_if_it_had_not(runs, name):
+    assert [record["step"] for record in tiny_run.read_metrics(runs / name, "resume")] == [STOPS[name]]
+    first, again = weights(runs / "fsdp back"), weights(runs / name)
+    assert [key for key, value in first.items() if not value.equal(again[key])] == []
+    assert [entry.effect for entry in read_ledger(runs / name / "ledger.jsonl")] == [
+        entry.effect for entry in read_ledger(runs / "fsdp back" / "ledger.jsonl")
+    ]
+
+
 def test_when_going_back_does_not_help_the_run_stops_and_names_steps_and_documents(runs):
     run_dir = runs / "fsdp stop"
-    (line,) = (run_dir / "error.txt").read_text().splitlines()
+    (line,) = (runs / "fsdp stop.error-1").read_text().splitlines()
+    assert line == (runs / "fsdp stop.error-0").read_text()
     assert "steps 14 to 15 have bad numbers (the loss is nan) and going back 1 time(s) did not help" in line
     assert str(run_dir / "bad_numbers.json") in line
     report = json.loads((run_dir / "bad_numbers.json").read_text())
