@@ -4,7 +4,8 @@
 
 SHARDS_FOLDER has sources written by launch/prepare.py (default: those of the demo). "possible" is an upper bound, from
 the sum of tokens and from the documents that are too long to share a row (Martello and Toth's L2 bound, 1990). It
-supposes that documents which fit are not cut, as concat does.
+supposes that documents which fit are not cut, as concat does. "structural" is the same for packing=structural; "at
+paragraphs" and "at lines" are its cuts at those places, of all its cuts, where there are any.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cpt_dist.data.best_fit import best_fit_decreasing, pack_shard  # noqa: E402
+from cpt_dist.data.best_fit import StructuralFit, best_fit_decreasing, pack_shard  # noqa: E402
 from cpt_dist.data.packing import selected_documents  # noqa: E402
 from cpt_dist.data.shards import Source  # noqa: E402
 from cpt_dist.files import write_json  # noqa: E402
 
 SEQ_LENS = (2048, 4096, 8192)
-WIDTHS = (10, 8, 9, 10, 11, 15, 17)
+WIDTHS = (10, 8, 9, 10, 11, 15, 17, 12, 15, 10)
 
 
 def fewest_rows(lengths: np.ndarray, seq_len: int) -> int:
@@ -63,6 +64,9 @@ def measure(source: Source, seq_len: int) -> dict[str, Any]:
         total["cut"] += cut_without_need(lengths, seq_len)
         pieces = [np.full(int((lengths // seq_len).sum()), seq_len), lengths % seq_len]
         total["alone"] += best_fit_decreasing(np.concatenate([pieces[0], pieces[1][pieces[1] > 0]]), seq_len)[1]
+    source.plan_folder = None  # nothing is to be written beside what is measured
+    structural = StructuralFit.of(source, seq_len)
+    cuts = structural.count_cuts(source)
     rows = {"utilisation": "rows", "best_fit_decreasing_alone": "alone", "possible": "fewest"}
     full = {name: total["tokens"] / (total[kind] * seq_len) for name, kind in rows.items()}
     return {
@@ -73,6 +77,10 @@ def measure(source: Source, seq_len: int) -> dict[str, Any]:
         **full,
         "cut_by_concat": total["cut"] / max(1, total["documents"]),
         "documents_per_cpu_second": total["documents"] / max(seconds, 1e-6),
+        "structural": structural.num_tokens / (structural.num_rows * seq_len),
+        "cuts": sum(cuts),
+        "at_paragraphs": cuts.paragraphs / max(1, sum(cuts)),
+        "at_lines": cuts.lines / max(1, sum(cuts)),
     }
 
 
@@ -88,6 +96,7 @@ def main() -> None:
         sys.exit(f"error: no prepared source in {[str(path) for path in arguments.shards]}; run `make demo` first")
     rows = []
     head = ("documents", "length", "full", "possible", "bfd alone", "cut by concat", "documents/cpu-s")
+    head += ("structural", "at paragraphs", "at lines")
     print(f"{'source':<16}" + "".join(f"{name:>{width}}" for name, width in zip(head, WIDTHS, strict=True)))
     for folder in folders:
         source = Source.open(folder)
@@ -97,7 +106,8 @@ def main() -> None:
             shares = [row[name] for name in ("utilisation", "possible", "best_fit_decreasing_alone", "cut_by_concat")]
             print(
                 f"{source.name:<16}{row['documents']:>10,}{seq_len:>8}{shares[0]:>9.2%}{shares[1]:>10.2%}"
-                f"{shares[2]:>11.2%}{shares[3]:>15.1%}{row['documents_per_cpu_second']:>17,.0f}",
+                f"{shares[2]:>11.2%}{shares[3]:>15.1%}{row['documents_per_cpu_second']:>17,.0f}"
+                f"{row['structural']:>12.2%}{row['at_paragraphs']:>15.1%}{row['at_lines']:>10.1%}",
                 flush=True,
             )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

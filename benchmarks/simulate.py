@@ -55,6 +55,10 @@ class ZeroSource:
             self._offsets = {shard: np.append(bounds, np.uint64(self.shard_tokens[shard]))}
         return self._offsets[shard]
 
+    def cuts(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """No places to cut."""
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+
     def loss_spans(self, shard: int) -> None:
         return None
 

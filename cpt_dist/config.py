@@ -27,7 +27,8 @@ from cpt_dist.strata_config import StrataConfig
 INVALID_UTF8 = ("drop", "replace")
 CONCAT = "concat"
 BEST_FIT = "best_fit"
-PACKINGS = (CONCAT, BEST_FIT)
+STRUCTURAL = "structural"
+PACKINGS = (CONCAT, BEST_FIT, STRUCTURAL)
 RESTART = "restart"
 POSITIONS = (RESTART, "continue")
 ZERO_0_IN_BF16 = (
@@ -113,6 +114,9 @@ class DataConfig:
     """A record that isn't valid UTF-8: drop it, or replace the bad bytes by U+FFFD. Either is counted."""
     min_bytes: int = 1
     """Documents with fewer bytes after normalisation are dropped, and counted."""
+    cut_min_tokens: int = 512
+    """Ends of paragraphs and lines are recorded in documents of more tokens, for packing=structural; less than the
+    shortest seq_len. 0 records none."""
     num_workers: int = 0
     """Loader processes of a rank that assemble batches ahead; the batches are the same for any number."""
     take_down: str | None = None
@@ -196,8 +200,8 @@ class StageConfig:
     curriculum: CurriculumConfig | None = None
     """How the shares come to `mixture` over the stage (docs/data.md); default: they are those of `mixture`."""
     packing: str = CONCAT
-    """How documents become rows: concat (laid end to end and cut every seq_len) or best_fit (one that fits into a row
-    is never cut; arXiv 2404.10830)."""
+    """How documents become rows: concat (laid end to end and cut every seq_len), best_fit (one that fits into a row is
+    never cut; arXiv 2404.10830) or structural (best_fit that cuts longer ones at ends of paragraphs and lines)."""
     positions: str = RESTART
     """Position ids: restart at 0 with every piece of a document, or continue to the end of the row (for long-context
     stages on short documents). Attention stays within a document either way."""

@@ -159,6 +159,7 @@ def _check_counts(problems: list[str], config: CptConfig) -> None:
         "model.loss_chunk_tokens": (config.model.loss_chunk_tokens, 1),
         "data.num_workers": (config.data.num_workers, 0),
         "data.min_bytes": (config.data.min_bytes, 1),
+        "data.cut_min_tokens": (config.data.cut_min_tokens, 0),
         "data.shuffle_window_shards": (config.data.shuffle_window_shards, 0),
         "data.prefetch_shards": (config.data.prefetch_shards, 0),
         "data.fetch_retries": (config.data.fetch_retries, 0),

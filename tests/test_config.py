@@ -165,7 +165,7 @@ def test_an_unknown_packing_and_unknown_positions_are_named_with_their_nearest()
         validate(config)
     packing, positions = caught.value.problems
     assert "stages.0 ('main').packing: 'bestfit' is unknown" in packing
-    assert "concat, best_fit" in packing
+    assert "concat, best_fit, structural" in packing
     assert "stages.0 ('main').positions: 'restarts' is unknown" in positions
 
 

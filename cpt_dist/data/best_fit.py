@@ -11,11 +11,13 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from cpt_dist.data.packing import Row, RowSource, selected_documents
 from cpt_dist.data.plan_files import PlanArrays, load_plan, plan_path, save_plan
+from cpt_dist.data.structural import STRUCTURAL_VERSION, structural_pieces
 from cpt_dist.data.subset_sum import subset_sum_fill
 
 BEST_FIT_VERSION = 1
@@ -97,23 +99,39 @@ def _fewest_bins(sizes: np.ndarray, capacity: int) -> tuple[np.ndarray, int]:
     return best
 
 
-def pack_shard(documents: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows of a shard whose `documents` are the token ranges int64 [n, 2], rising.
-
-    Returns first_span (int64 [rows + 1]), start and stop (int64 [spans]): row r has the spans [first_span[r],
-    first_span[r + 1]), which rise within it. Every token is in one span.
-    """
+def _even_pieces(documents: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """start, stop and document of the pieces of documents (int64 [n, 2]) cut every seq_len tokens."""
     lengths = documents[:, 1] - documents[:, 0]
     counts = -(-lengths // seq_len)
     number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     start = np.repeat(documents[:, 0], counts) + number * seq_len
-    stop = np.minimum(start + seq_len, np.repeat(documents[:, 1], counts))
+    of = np.repeat(np.arange(len(documents)), counts)
+    return start, np.minimum(start + seq_len, documents[of, 1]), of
+
+
+def pack_shard(
+    documents: np.ndarray, seq_len: int, places: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of a shard whose `documents` are the token ranges int64 [n, 2], rising.
+
+    Longer documents than `seq_len` are cut at `places` (ends of paragraphs and of lines, `structural.py`) where there
+    are any, and then the gaps that this leaves stay as they are; else wherever rows are full.
+    Returns first_span (int64 [rows + 1]), start and stop (int64 [spans]): row r has the spans [first_span[r],
+    first_span[r + 1]), which rise within it. Every token is in one span.
+    """
+    structural = False
+    if places is not None and any(level.size for level in places):
+        structural = True
+        start, stop, of = structural_pieces(documents, seq_len, *places)
+    else:
+        start, stop, of = _even_pieces(documents, seq_len)
     if not start.size:
         return np.zeros(1, dtype=np.int64), start, stop
     bins, num_rows = _fewest_bins(stop - start, seq_len)
-    after = np.repeat(counts, counts) - 1 - number
-    cut = np.repeat(lengths > seq_len, counts)
-    if cut.any() and not _good(int(lengths.sum()), num_rows, seq_len):
+    lengths = documents[of, 1] - documents[of, 0]
+    cut = lengths > seq_len
+    if not structural and cut.any() and not _good(int((stop - start).sum()), num_rows, seq_len):
+        after = np.searchsorted(of, of, side="right") - 1 - np.arange(len(of))
         start, stop, bins = _fill_gaps(start, stop, bins, np.where(cut, after, -1), seq_len)
     order = np.lexsort((start, bins))
     bins, start, stop = np.unique(bins[order], return_inverse=True)[1], start[order], stop[order]
@@ -183,12 +201,23 @@ def _fill_gaps(
     return start, stop, bins
 
 
+class CutCounts(NamedTuple):
+    """Cuts of documents, by where they lie: at recorded ends of paragraphs, of other lines, or at neither."""
+
+    paragraphs: int
+    lines: int
+    neither: int
+
+
 class BestFit:
     """A source packed by best fit, shard by shard; rows never cross a shard and no token is lost or repeated.
 
     `first_row` (int64 [shards + 1]) has the first row of each shard; the other arrays are those of `pack_shard` over
     all shards, one after the other.
     """
+
+    packing = f"best_fit-{BEST_FIT_VERSION}"
+    """Names the rows in the file of a plan that is kept."""
 
     def __init__(
         self, seq_len: int, first_row: np.ndarray, first_span: np.ndarray, start: np.ndarray, stop: np.ndarray
@@ -207,15 +236,18 @@ class BestFit:
             raise ValueError(f"seq_len {seq_len} must be at least 1")
         path: Path | None = None
         if source.plan_folder is not None:
-            path = plan_path(
-                source.plan_folder, source.name, source.fingerprint, f"best_fit-{BEST_FIT_VERSION}", seq_len
-            )
+            path = plan_path(source.plan_folder, source.name, source.fingerprint, cls.packing, seq_len)
         arrays = load_plan(path) if path else None
         if arrays is None:
-            arrays = _pack(source, seq_len)
+            arrays = cls._pack(source, seq_len)
             if path:
                 save_plan(path, arrays)
         return cls(seq_len, *arrays)
+
+    @classmethod
+    def _pack(cls, source: RowSource, seq_len: int) -> PlanArrays:
+        """The arrays of the plan of all shards of a source."""
+        return _join([pack_shard(selected_documents(source, n), seq_len) for n in range(len(source.shard_tokens))])
 
     @property
     def num_rows(self) -> int:
@@ -257,19 +289,33 @@ class BestFit:
         holds = np.maximum(self._start[first:last], start) < np.minimum(self._stop[first:last], stop)
         return np.unique(self._first_span.searchsorted(first + np.flatnonzero(holds), side="right") - 1)
 
-    def num_cuts(self, source: RowSource) -> int:
+    def count_cuts(self, source: RowSource) -> CutCounts:
         """Places within documents of `source`, the source of the plan, at which a span ends."""
-        cuts = 0
+        counts = np.zeros(3, dtype=np.int64)
         for shard in range(len(self._first_row) - 1):
             first, last = self._first_span[self._first_row[shard : shard + 2]].tolist()
             ends = selected_documents(source, shard)[:, 1]
-            cuts += int((~np.isin(self._stop[first:last], ends)).sum())
-        return cuts
+            stops = self._stop[first:last]
+            cuts = stops[~np.isin(stops, ends)]
+            counts += (cuts.size, *(np.isin(cuts, places).sum() for places in source.cuts(shard)))
+        total, paragraphs, lines = counts.tolist()
+        return CutCounts(paragraphs, lines, total - paragraphs - lines)
 
 
-def _pack(source: RowSource, seq_len: int) -> PlanArrays:
-    """The arrays of the plan of all shards of a source."""
-    shards = [pack_shard(selected_documents(source, number), seq_len) for number in range(len(source.shard_tokens))]
+class StructuralFit(BestFit):
+    """Best fit whose cuts of long documents lie at recorded ends of paragraphs and lines (`structural.py`)."""
+
+    packing = f"structural-{STRUCTURAL_VERSION}"
+
+    @classmethod
+    def _pack(cls, source: RowSource, seq_len: int) -> PlanArrays:
+        """The arrays of the plan of all shards of a source; reads their recorded places."""
+        shards = range(len(source.shard_tokens))
+        return _join([pack_shard(selected_documents(source, n), seq_len, source.cuts(n)) for n in shards])
+
+
+def _join(shards: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> PlanArrays:
+    """The arrays of a plan from those of its shards."""
     first_row = np.cumsum([0, *(len(first_span) - 1 for first_span, _, _ in shards)], dtype=np.int64)
     before = np.cumsum([0, *(len(start) for _, start, _ in shards)])
     firsts = [spans + first_span[:-1] for spans, (first_span, _, _) in zip(before, shards, strict=False)]

@@ -51,6 +51,9 @@ class RowSource(Protocol):
     def loss_spans(self, shard: int) -> np.ndarray | None:
         """uint64 [num_spans, 2], rising: the tokens [start, stop) of the shard that are to be predicted; None: all."""
 
+    def cuts(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of paragraphs and of other lines in long documents, each int64, rising: first tokens of what follows."""
+
     def documents(self, shard: int) -> np.ndarray | None:
         """int64, rising: numbers of the shard's documents that belong to the source; None: all."""
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
-from cpt_dist.config import BEST_FIT, CONCAT
-from cpt_dist.data.best_fit import BEST_FIT_VERSION, BestFit
+from cpt_dist.config import BEST_FIT, CONCAT, STRUCTURAL
+from cpt_dist.data.best_fit import BEST_FIT_VERSION, BestFit, StructuralFit
 from cpt_dist.data.packing import ConcatAndChunk, PackPlan, RowSource
+from cpt_dist.data.structural import STRUCTURAL_VERSION
 
 RowsKey = int | str
 """Names a set of rows of a source: the seq_len itself for concat, else packing, its version and the seq_len."""
@@ -35,5 +36,9 @@ def make_plan(source: RowSource, seq_len: int, packing: str = CONCAT) -> PackPla
     return kept[packing, seq_len]
 
 
-_MAKERS: dict[str, Callable[[RowSource, int], PackPlan]] = {CONCAT: ConcatAndChunk.of, BEST_FIT: BestFit.of}
-_VERSIONS = {BEST_FIT: BEST_FIT_VERSION}
+_MAKERS: dict[str, Callable[[RowSource, int], PackPlan]] = {
+    CONCAT: ConcatAndChunk.of,
+    BEST_FIT: BestFit.of,
+    STRUCTURAL: StructuralFit.of,
+}
+_VERSIONS = {BEST_FIT: BEST_FIT_VERSION, STRUCTURAL: STRUCTURAL_VERSION}

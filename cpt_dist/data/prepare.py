@@ -84,6 +84,9 @@ def _recorded_header(task: Task, journal: Journal) -> dict[str, Any] | None:
 
 
 def _difference(task: Task, recorded: dict[str, Any], header: dict[str, Any]) -> str | None:
+    if "cut_min_tokens" not in recorded["pipeline"]:  # begun before places to cut were recorded, and going on without
+        pipeline = {key: value for key, value in header["pipeline"].items() if key != "cut_min_tokens"}
+        header = {**header, "pipeline": pipeline}
     return difference({key: recorded.get(key) for key in header}, header)
 
 
@@ -284,18 +287,21 @@ def _write_parts(
     advance: Callable[[Counts, Fate], None],
 ) -> None:
     """Tokenise batches of fates and close a part at each `shard_tokens`; `counts`, `columns` go record by record."""
+    assert journal.header is not None
+    # As the work was begun: a folder has places to cut in all of a generation's shards or in none.
+    min_tokens = journal.header["pipeline"].get("cut_min_tokens", 0)
     part = Part(task.tokenizer.dtype)
     fate = None
     for batch in stream:
         texts = [f.document.text for f in batch if f.document and not f.held_out and f.tokens is None]
-        token_ids = iter(task.tokenizer.encode_batch(texts))
+        encoded = iter(task.tokenizer.encode_with_cuts(texts, min_tokens))
         for fate in batch:
             counts.add(fate)
             if fate.held_out:
                 part.hold_out(fate.document)
             elif fate.document:
-                tokens = next(token_ids) if fate.tokens is None else fate.tokens
-                part.add(fate.document, tokens, fate.targets, columns=columns.values(fate.values))
+                tokens, cuts = next(encoded) if fate.tokens is None else (fate.tokens, None)
+                part.add(fate.document, tokens, fate.targets, columns=columns.values(fate.values), cuts=cuts)
                 counts.tokens += len(part.tokens[-1])
             if part.num_tokens >= task.shard_tokens or part.held_out_bytes >= HELD_OUT_PART_BYTES:
                 _close_part(task, journal, part, counts, columns, fate)

@@ -38,6 +38,7 @@ class Task:
     shard_tokens: int
     tokenizer: DocumentTokenizer
     instructions: Instructions | None
+    cut_min_tokens: int
     first_numbers: Mapping[str, int] = field(default_factory=dict)
     """List of the manifest -> files in it of earlier generations, whose numbers are taken."""
 
@@ -66,6 +67,7 @@ class Task:
                 **(self.instructions.settings if self.instructions else {}),
                 **self.columns().settings,
                 "shard_tokens": self.shard_tokens,
+                **self._cut_settings(),
                 "inputs": {state.file: {"bytes": state.bytes, "xxh3": state.checksum} for state in states},
                 "deduplicated_against": against,
             },
@@ -80,6 +82,11 @@ class Task:
             return {}
         column = {"import_column": self.config.import_column} if self.config.import_format == "mds" else {}
         return {"normalisation": None, "import_format": self.config.import_format, **column}
+
+    def _cut_settings(self) -> dict[str, Any]:
+        if self.config.import_format or self.instructions:  # tokens alone, or text whose parts belong together
+            return {}
+        return {"cut_min_tokens": self.cut_min_tokens}
 
     def states(self, journal: Journal) -> list[InputState]:
         """The state of each input now; only those that changed since the journal was begun are read."""
@@ -132,6 +139,7 @@ def plan_tasks(config: CptConfig) -> list[Task]:
             shard_tokens=shard_tokens,
             tokenizer=tokenizer,
             instructions=instructions_of(name, source, tokenizer, found[name]),
+            cut_min_tokens=data.cut_min_tokens,
         )
         for name, source in data.sources.items()
     ]

@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 import xxhash
 
+from cpt_dist.data.cuts import LINES, PARAGRAPHS
 from cpt_dist.data.remote import LastingError, PassingError, Persistence, RemoteFolder
 from cpt_dist.data.shard_cache import file_entry
 from cpt_dist.errors import UserError
@@ -191,4 +192,9 @@ def content_problems(tensors: dict[str, np.ndarray], entry: dict[str, Any], voca
     largest = int(tensors["tokens"].max(initial=0))
     if largest >= vocab_size:
         found.append(f"tokens has {largest}, beyond its vocabulary of {vocab_size}; prepare it again")
+    for name in (PARAGRAPHS, LINES):
+        places = tensors.get(name, np.empty(0, dtype=np.uint64)).astype(np.int64)
+        within = places.size == 0 or (places[0] > 0 and places[-1] < entry["tokens"])
+        if not within or np.any(np.diff(places) <= 0):
+            found.append(f"{name} don't rise within its {entry['tokens']} tokens; prepare it again")
     return found

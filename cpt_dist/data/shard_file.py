@@ -40,6 +40,13 @@ def layout(content: np.ndarray) -> dict[str, tuple[Any, int, int]]:
     }
 
 
+def _length(sections: dict[str, tuple[Any, int, int]], name: str) -> int:
+    if name not in sections:
+        return 0
+    dtype, first, last = sections[name]
+    return (last - first) // np.dtype(dtype).itemsize
+
+
 @dataclass
 class ShardFile:
     """One shard file and its entry in the manifest, mapped and checked when first touched.
@@ -111,6 +118,11 @@ class ShardFile:
         """Whether the shard has a tensor of that name."""
         self.open()
         return name in self.sections
+
+    def length(self, name: str) -> int:
+        """Elements of a tensor, 0 where the shard has none of that name."""
+        self.open()
+        return _length(self.sections, name)
 
     def verify_all(self) -> None:
         """Check every block now."""
@@ -184,6 +196,10 @@ class RemoteShardFile(ShardFile):
     def has(self, name: str) -> bool:
         """Whether the shard has a tensor of that name, from its header alone."""
         return name in self._columns if self._read_header() else super().has(name)
+
+    def length(self, name: str) -> int:
+        """Elements of a tensor, 0 where the shard has none of that name; from its header alone."""
+        return _length(self._columns, name) if self._read_header() else super().length(name)
 
     def _read_header(self) -> bool:
         """Fill `_columns` from the first block; False where the header is longer, or the shard too small for that."""

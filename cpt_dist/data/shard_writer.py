@@ -17,6 +17,7 @@ import xxhash
 import zstandard
 
 from cpt_dist.data.columns import arrays
+from cpt_dist.data.cuts import LINES, PARAGRAPHS, Cuts
 from cpt_dist.data.shards import FORMAT
 from cpt_dist.files import atomic_write
 
@@ -52,6 +53,9 @@ class Part:
     loss_spans: list[tuple[int, int]] = field(default_factory=list)
     """Instruction data: the tokens [start, stop) of the part that are to be predicted."""
 
+    cuts: Cuts = field(default_factory=Cuts)
+    """Where long documents may be cut, as tokens of the part."""
+
     def add(
         self,
         document: Document,
@@ -59,11 +63,17 @@ class Part:
         targets: Sequence[tuple[int, int]] = (),
         *,
         columns: Mapping[str, float | int] | None = None,
+        cuts: Cuts | None = None,
     ) -> None:
         """Add a training document with its tokens, separator included, and its value in each column.
 
-        `targets` of instruction data are the spans of these tokens that are to be predicted.
+        `targets` of instruction data are the spans of these tokens that are to be predicted. `cuts` are offsets in
+        these tokens.
         """
+        if cuts is not None:
+            own = cuts.shifted(self.num_tokens)
+            self.cuts.paragraphs += own.paragraphs
+            self.cuts.lines += own.lines
         self.columns.append(columns or {})
         self.loss_spans += [(self.num_tokens + start, self.num_tokens + stop) for start, stop in targets]
         self.documents.append(
@@ -90,6 +100,8 @@ def write_shard(path: Path, part: Part) -> dict[str, Any]:
 
     lengths = np.array([len(tokens) for tokens in part.tokens], dtype=np.uint64)
     spans = {"loss_spans": np.array(part.loss_spans, dtype=np.uint64)} if part.loss_spans else {}
+    offset_type = np.uint32 if part.num_tokens < 2**32 else np.uint64
+    cuts = {PARAGRAPHS: part.cuts.paragraphs, LINES: part.cuts.lines}
     # One key of metadata only: safetensors keeps metadata in a hash map, so several come in any order.
     content = save(
         {
@@ -98,6 +110,7 @@ def write_shard(path: Path, part: Part) -> dict[str, Any]:
             "doc_id": np.frombuffer(b"".join(d.id for d in part.documents), dtype=np.uint8).reshape(-1, 16),
             "doc_bytes": np.array([d.num_bytes for d in part.documents], dtype=np.uint32),
             **spans,
+            **{name: np.array(places, dtype=offset_type) for name, places in cuts.items() if places},
             **arrays(part.columns),
         },
         metadata={"format": FORMAT},

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import zstandard
 
+from cpt_dist.data.cuts import LINES, PARAGRAPHS
 from cpt_dist.data.remote import RemoteFolder, as_folder
 from cpt_dist.data.shard_cache import CachedFile
 from cpt_dist.data.shard_file import RemoteShardFile, ShardFile, shard_file
@@ -160,6 +161,16 @@ class Source:
             return None
         _, first, last = file.sections["loss_spans"]
         return file.read("loss_spans", 0, (last - first) // 8).reshape(-1, 2)
+
+    def cuts(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where its long documents may be cut: ends of paragraphs and of other lines, each int64, rising.
+
+        A place is the first token of what follows. Both are empty for shards that were written without them.
+        """
+        file = self._shards[shard]
+        found = (file.read(name, 0, num) if (num := file.length(name)) else np.empty(0) for name in (PARAGRAPHS, LINES))
+        paragraphs, lines = (places.astype(np.int64) for places in found)
+        return paragraphs, lines
 
     def doc_bytes(self, shard: int) -> np.ndarray:
         """uint32 [num_documents]: UTF-8 bytes of each document's normalised text."""

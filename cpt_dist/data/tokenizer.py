@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
+from cpt_dist.data.cuts import Cuts, find_cuts
 from cpt_dist.data.shards import tokenizer_fingerprint
 from cpt_dist.errors import UserError, nearest
 
@@ -78,6 +79,29 @@ class DocumentTokenizer:
         start = [] if self.bos_id is None else [self.bos_id]
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [[*start, *encoding.ids, self.separator_id] for encoding in encodings]
+
+    def encode_with_cuts(self, texts: Sequence[str], min_tokens: int) -> list[tuple[list[int], Cuts]]:
+        """The tokens of each text as `encode_batch` makes them, and where it may be cut.
+
+        Only documents of more than `min_tokens` tokens have such places; 0: none has. They are offsets in the tokens.
+        """
+        # A token has a byte at least, so a text of fewer bytes needs no offsets, which cost time.
+        maybe_long = [bool(min_tokens) and len(text.encode()) + 2 > min_tokens for text in texts]
+        pairs = list(zip(texts, maybe_long, strict=True))
+        short = iter(self.encode_batch([text for text, long in pairs if not long]))
+        encodings = self._tokenizer.encode_batch([text for text, long in pairs if long], add_special_tokens=False)
+        with_offsets = iter(encodings)
+        return [
+            self._cut(text, next(with_offsets), min_tokens) if long else (next(short), Cuts()) for text, long in pairs
+        ]
+
+    def _cut(self, text: str, encoding: Encoding, min_tokens: int) -> tuple[list[int], Cuts]:
+        start = [] if self.bos_id is None else [self.bos_id]
+        tokens = [*start, *encoding.ids, self.separator_id]
+        if len(tokens) <= min_tokens:
+            return tokens, Cuts()
+        ends = np.fromiter((end for _, end in encoding.offsets), dtype=np.int64, count=len(encoding.ids))
+        return tokens, find_cuts(text, ends).shifted(len(start))
 
     def encode_pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """The tokens of each text alone, without BOS and separator."""

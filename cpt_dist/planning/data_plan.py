@@ -195,17 +195,19 @@ def packing_summary(source: Source, seq_len: int, packing: str) -> dict[str, Any
 
     Nothing is padded or left out; `utilisation` is the share of the rows' places that hold a token. Concatenation
     cuts a document where a row ends within it, so there are at most as many cuts as borders between two rows of a
-    shard; best fit reads the documents' bounds (no tokens) and counts exactly.
+    shard; best fit reads the documents' bounds (no tokens) and counts exactly, also by where the cuts lie.
     """
     plan = make_plan(source, seq_len, packing)
     cuts = plan.num_rows - int(np.count_nonzero(plan.rows_per_shard))
+    exact = plan.count_cuts(source) if isinstance(plan, BestFit) else None
     return {
         "rows": plan.num_rows,
         "utilisation": plan.num_tokens / max(1, plan.num_rows * seq_len),
         "mean_row_tokens": plan.num_tokens / max(1, plan.num_rows),
         "padding_tokens": 0,
         "truncated_tokens": source.num_tokens - plan.num_tokens,
-        "cuts_at_most": plan.num_cuts(source) if isinstance(plan, BestFit) else cuts,
+        "cuts_at_most": sum(exact) if exact else cuts,
+        **({f"cuts_at_{level}": number for level, number in exact._asdict().items()} if exact else {}),
     }
 
 

@@ -181,7 +181,7 @@ def test_rows_are_counted_shard_by_shard():
 
 def test_cuts_are_those_within_long_documents():
     source = MemorySource("a", [[5, 30, 3], [8]])
-    assert BestFit.of(source, 10).num_cuts(source) == 2
+    assert BestFit.of(source, 10).count_cuts(source) == (0, 0, 2)
 
 
 @pytest.mark.parametrize("index", [-1, 3])

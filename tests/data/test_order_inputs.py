@@ -137,6 +137,7 @@ NOTHING = {
     "DataConfig": {
         **dict.fromkeys(["sources", "shards", "tokenizer", "separator", "held_out_fraction", "shard_tokens"]),
         **dict.fromkeys(["invalid_utf8", "min_bytes"]),
+        "cut_min_tokens": 64,  # what prepare recorded is in the fingerprint of the shards
         "num_workers": 3,
         "take_down": "list.txt",  # becomes an entry of the ledger
         "verify": "open",

@@ -18,8 +18,9 @@ from tests.helpers.corpora import corpus_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [f"document number {index}" for index in range(48)]
+TEXTS[5] = "a long document of several paragraphs\n\n" * 4
 SOURCES = {"a": [*TEXTS[:36], b"{", "", TEXTS[0]], "b": [*TEXTS[30:], b"{"]}
-SETTINGS = {"shard_tokens": "120"}
+SETTINGS = {"shard_tokens": "120", "cut_min_tokens": 60}
 
 # Counts renames and journal lines; dies before, after, or (journal) in the middle of the one with the given number.
 DRIVER = """
@@ -66,6 +67,7 @@ def folder(tmp_path_factory):
 def unkilled(folder):
     for done in prepare(corpus_config(folder, SOURCES, **SETTINGS)):
         assert len(done.manifest["shards"]) > 1
+    assert sum(paragraphs.size for paragraphs, _ in map(Source.open(folder / "shards" / "a").cuts, range(3))) == 3
     expected = content(folder / "shards")
     (folder / "shards").rename(folder / "unkilled")
     return expected

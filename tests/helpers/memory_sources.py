@@ -20,6 +20,8 @@ class MemorySource:
         self._selected = selected
         self.targets: list[list[tuple[int, int]]] | None = None
         """Of each shard the spans of tokens that are to be predicted."""
+        self.places: list[tuple[list[int], list[int]]] | None = None
+        """Of each shard the recorded ends of paragraphs and of lines."""
         self.shard_tokens = np.array([sum(lengths) for lengths in shards], dtype=np.int64)
         self._offsets, self._tokens, self._ids = [], [], []
         document = first_document
@@ -43,6 +45,10 @@ class MemorySource:
 
     def loss_spans(self, shard: int) -> np.ndarray | None:
         return None if self.targets is None else np.array(self.targets[shard], dtype=np.uint64).reshape(-1, 2)
+
+    def cuts(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        paragraphs, lines = ([], []) if self.places is None else self.places[shard]
+        return np.array(paragraphs, dtype=np.int64), np.array(lines, dtype=np.int64)
 
     def documents(self, shard: int) -> np.ndarray | None:
         return None if self._selected is None else np.array(self._selected[shard], dtype=np.int64)
