@@ -69,12 +69,14 @@ def test_places_are_where_paragraphs_and_lines_end_also_with_bos_and_many_bytes(
     assert [piece.strip() for piece in paragraphs] == TEXT.split("\n\n")
     assert [piece.strip() for piece in lines] == TEXT.replace("\n\n", "\n").split("\n")
     assert "".join(lines) == TEXT
+    assert not any(piece[0].isspace() for piece in lines)
 
 
 def test_indented_lines_are_cut_within_the_blanks(tmp_path):
     text = TEXT.replace("\n", "\n   ")
     _, lines = cut_texts(DocumentTokenizer(byte_pairs(tmp_path)), text)
     assert [piece.strip() for piece in lines] == TEXT.replace("\n\n", "\n").split("\n")
+    assert all(len(piece) - len(piece.lstrip()) <= 1 for piece in lines)  # " der" is one token
 
 
 def test_a_heading_begins_a_piece_and_stays_with_its_text(tmp_path):
