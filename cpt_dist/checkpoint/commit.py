@@ -68,9 +68,9 @@ def commit(folder: Path, step: int, content: Content, group: dist.ProcessGroup |
     def prepare() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
-        tidy(folder)
         temporary.mkdir()
 
+    tidy_together(folder, group)
     together(prepare if first else None, group)
     writer = dcp.FileSystemWriter(str(temporary / "state"), sync_files=True)
     dcp.save(content.tensors, storage_writer=writer, process_group=group)
@@ -99,27 +99,57 @@ def commit(folder: Path, step: int, content: Content, group: dist.ProcessGroup |
             os.replace(target, folder / f".{step_folder(step)}.replaced")
         os.replace(temporary, target)
         sync_folder(folder)
-        tidy(folder)
 
     together(finish if first else None, group)
     return target
 
 
-def remove(folder: Path, step: int) -> None:
-    """Take a checkpoint away: its name first, so that a half-removed folder never looks like one."""
+def retire(folder: Path, step: int) -> None:
+    """Take a checkpoint's name away, so that half of it never looks like a checkpoint; the next tidying removes it."""
     doomed = folder / f".{step_folder(step)}.pruned"
     shutil.rmtree(doomed, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):  # somebody else has removed it
         os.replace(folder / step_folder(step), doomed)
     sync_folder(folder)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def tidy(folder: Path) -> None:
-    """Clear away what killed writers left; give a whole checkpoint that was about to be replaced its name back.
+    """Clear away what was retired and what killed writers left, as one process.
 
-    For the only writer of `folder`, and only while it isn't writing.
+    A whole checkpoint that was about to be replaced gets its name back. For the only writer of `folder`, and only while
+    it isn't writing.
     """
+    for path in _leftovers(folder):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def tidy_together(folder: Path, group: dist.ProcessGroup | None = None) -> None:
+    """Do what `tidy` does on every rank of `group` (default: of the job), each with its share of the files.
+
+    A file system of a cluster takes its time to delete a large file, and the ranks wait for each other.
+    """
+    rank, first = dist.get_rank(), dist.get_rank() == 0
+
+    def listed() -> list[Path] | None:
+        leftovers = _leftovers(folder)
+        return sorted(path for one in leftovers for path in one.rglob("*") if path.is_file()) if leftovers else None
+
+    files = together(listed if first else None, group)[0]
+    if files is None:
+        return
+
+    def unlink() -> None:
+        for path in files[rank :: dist.get_world_size()]:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    together(unlink, group)
+    together((lambda: tidy(folder)) if first else None, group)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Folders that nobody needs, once a whole checkpoint that was about to be replaced has its name back."""
+    found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         match = _LEFTOVER.fullmatch(path.name)
         if not match:
@@ -128,7 +158,8 @@ def tidy(folder: Path) -> None:
             os.replace(path, folder / match[1])
             sync_folder(folder)
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            found.append(path)
+    return found
 
 
 def _sync_file(path: Path) -> None:

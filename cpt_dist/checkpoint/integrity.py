@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,32 +39,67 @@ def file_entry(path: Path, root: Path, rank: int) -> dict[str, Any]:
     }
 
 
-def file_problem(folder: Path, entry: dict[str, Any], how: str, seed: int = 0) -> str | None:
-    """What is wrong with a file of the checkpoint in `folder`; None where nothing is.
+@dataclass(frozen=True)
+class Share:
+    """What one of `of` checkers reads: every `of`-th block, counted through all files, from number `part` on.
+
+    Blocks and not files are shared, since a checkpoint written by few ranks may be checked by many.
+    """
+
+    part: int = 0
+    of: int = 1
+
+    def blocks(self, before: int, wanted: Iterable[int]) -> list[int]:
+        """Those of the blocks `wanted` of a file that are its own, where `before` blocks lie in the files before it."""
+        return [number for number in wanted if (before + number) % self.of == self.part]
+
+
+def problems(
+    folder: Path, entries: Sequence[dict[str, Any]], how: str, seed: int = 0, share: Share | None = None
+) -> list[str]:
+    """A line for each file of the checkpoint in `folder` that `share` (default: of everything) finds damaged.
 
     `how` is "whole" (every byte is read) or "sampled" (sizes, and blocks chosen by `seed`).
     """
+    share, before, found = share or Share(), 0, []
+    for entry in entries:
+        numbers = share.blocks(before, _wanted(entry, how, seed))
+        before += _num_blocks(entry)
+        problem = _file_problem(folder, entry, numbers) if numbers else None
+        if problem:
+            found.append(problem)
+    return found
+
+
+def _num_blocks(entry: dict[str, Any]) -> int:
+    # A checkpoint of an older version has no blocks, and an empty file none either; each is read whole, by one.
+    return len(entry.get("blocks", [])) or 1
+
+
+def _wanted(entry: dict[str, Any], how: str, seed: int) -> Iterable[int]:
+    """Numbers of the blocks of a file that are to be read, rising."""
+    count = _num_blocks(entry)
+    if how != "sampled" or count <= 2:
+        return range(count)
+    inner = range(1, count - 1)
+    chosen = random.Random(f"{seed} {entry['path']}").sample(inner, len(inner) // _SAMPLED_SHARE)
+    return sorted({0, count - 1, *chosen})
+
+
+def _file_problem(folder: Path, entry: dict[str, Any], numbers: Sequence[int]) -> str | None:
     path = folder / entry["path"]
     where = f"{path}{_written_by(entry)}"
     if not path.is_file():
         return f"{where} is missing"
     if path.stat().st_size != entry["bytes"]:
         return f"{where} has {path.stat().st_size} bytes, not {entry['bytes']}"
-    blocks = entry.get("blocks", [])  # a checkpoint of an older version has none and is read whole
-    if how == "sampled" and len(blocks) > 2:
-        return _sampled_problem(path, where, entry, seed)
-    found = file_checksum(path)
-    if found != entry["xxh3"]:
-        return f"{where} has checksum {found}, its manifest says {entry['xxh3']}"
-    return None
-
-
-def _sampled_problem(path: Path, where: str, entry: dict[str, Any], seed: int) -> str | None:
-    blocks, block_bytes = entry["blocks"], entry["block_bytes"]
-    inner = range(1, len(blocks) - 1)
-    chosen = random.Random(f"{seed} {entry['path']}").sample(inner, len(inner) // _SAMPLED_SHARE)
+    blocks = entry.get("blocks", [])
+    if not blocks:
+        found = file_checksum(path)
+        return None if found == entry["xxh3"] else f"{where} has checksum {found}, its manifest says {entry['xxh3']}"
+    block_bytes = entry["block_bytes"]
     with open(path, "rb") as handle:
-        for number in sorted({0, len(blocks) - 1, *chosen}):
+        for number in numbers:
             handle.seek(number * block_bytes)
             found = xxhash.xxh3_64_hexdigest(handle.read(block_bytes))
             if found != blocks[number]:

@@ -19,9 +19,19 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.api import CheckpointException
 
-from cpt_dist.checkpoint.commit import FORMAT, OLD_FORMAT, Content, Probe, commit, remove, step_folder, tidy
+from cpt_dist.checkpoint import integrity
+from cpt_dist.checkpoint.commit import (
+    FORMAT,
+    OLD_FORMAT,
+    Content,
+    Probe,
+    commit,
+    retire,
+    step_folder,
+    tidy,
+    tidy_together,
+)
 from cpt_dist.checkpoint.dcp import SafeReader
-from cpt_dist.checkpoint.integrity import file_problem
 from cpt_dist.checkpoint.local_part import local_part
 from cpt_dist.checkpoint.retention import Retention
 from cpt_dist.checkpoint.together import together
@@ -83,7 +93,8 @@ class CheckpointStore:
             ) from error
         try:
             # What was just written is whole, so there is a good one whatever goes.
-            together((lambda: self._remove_unkept(newest=step)) if dist.get_rank() == 0 else None, group)
+            together((lambda: self._retire_unkept(newest=step)) if dist.get_rank() == 0 else None, group)
+            tidy_together(self.folder, group)
         except OSError as error:
             raise UserError(
                 f"the checkpoint of step {step} is whole, but older ones could not be removed from {self.folder}: "
@@ -102,10 +113,10 @@ class CheckpointStore:
                 return f"No space left on device ({free:,} bytes free; {said})"
         return said
 
-    def _remove_unkept(self, newest: int) -> None:
+    def _retire_unkept(self, newest: int) -> None:
         for step, reasons in self.reasons().items():
             if not reasons and step < newest:
-                remove(self.folder, step)
+                retire(self.folder, step)
 
     def reasons(self) -> dict[int, list[str]]:
         """Step -> why the checkpoint stays; an empty list where the next prune takes it."""
@@ -130,7 +141,8 @@ class CheckpointStore:
             saved = next((step for step in reversed(doomed) if self._is_whole(step)), None)
             doomed = [step for step in doomed if step != saved]
         for step in doomed:
-            remove(self.folder, step)
+            retire(self.folder, step)
+        tidy(self.folder)
         return doomed, [step for step in reasons if step not in doomed]
 
     def _is_whole(self, step: int) -> bool:
@@ -140,8 +152,14 @@ class CheckpointStore:
             return False
 
     def tidy(self) -> None:
-        """Clear away what a killed writer left; for rank 0 at the start of a job."""
-        tidy(self.folder)
+        """Clear away what a killed writer left; for all ranks together, while none is saving.
+
+        Raises UserError on every rank where the disk doesn't let it.
+        """
+        try:
+            tidy_together(self.folder)
+        except OSError as error:
+            raise UserError(f"{error}; give write access, and start again: what was whole stays") from error
 
     def names(self) -> dict[str, int]:
         """Name -> step of the checkpoints that a user named. Raises UserError where the file of names is damaged."""
@@ -164,25 +182,24 @@ class CheckpointStore:
         write_json(self.folder / "names.json", names)
 
     def verify(self, step: int, how: str = "whole") -> None:
-        """Compare the files of a checkpoint with its manifest; the ranks share the work.
+        """Compare the files of a checkpoint with its manifest; the ranks share the bytes.
 
         `how` is "whole" or "sampled" (`integrity.py`). Raises UserError, on every rank, that names each damaged file.
         """
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
         def check() -> list[str]:
-            return self.problems(step, how, rank, world_size)
+            return self.problems(step, how, integrity.Share(rank, world_size))
 
         found = together(check) if dist.is_initialized() else [check()]
-        problems = [problem for part in found for problem in part]
+        problems = dict.fromkeys(problem for part in found for problem in part)
         if problems:
             raise UserError(f"{problem}; use another step, or checkpoint.on_damage=previous" for problem in problems)
 
-    def problems(self, step: int, how: str = "whole", part: int = 0, parts: int = 1) -> list[str]:
-        """A line for each damaged file among every `parts`-th of a checkpoint, from number `part` on."""
-        entries = self.manifest(step)["files"][part::parts]
-        found = [file_problem(self.path(step), entry, how, seed=step) for entry in entries]
-        return [f"checkpoint {step}: {problem}" for problem in found if problem]
+    def problems(self, step: int, how: str = "whole", share: integrity.Share | None = None) -> list[str]:
+        """A line for each file of a checkpoint that `share` (default: of everything) finds damaged."""
+        found = integrity.problems(self.path(step), self.manifest(step)["files"], how, step, share)
+        return [f"checkpoint {step}: {problem}" for problem in found]
 
     def manifest(self, step: int) -> dict[str, Any]:
         """The manifest of a checkpoint. Raises UserError where there is none or it is not one."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cpt_dist.checkpoint.commit import remove
+from cpt_dist.checkpoint.commit import retire
 from cpt_dist.data.batch import Batch
 from cpt_dist.data.ledger_entry import write_ledger
 from cpt_dist.data.lookup import readings_of_steps
@@ -156,16 +156,18 @@ def _abandon_after(run: Run, step: int) -> None:
                 path = run.store.path(later)
                 os.replace(path, path.with_name(f"abandoned-{path.name}-{int(time.time())}"))
             else:
-                remove(run.store.folder, later)
+                retire(run.store.folder, later)
 
     on_first(run.world, abandon)
+    run.store.tidy()
 
 
 def _stop(run: Run, row: list[Skip], rewinds: list[Skip], target: tuple[int, int] | None) -> None:
     """Write the report and raise UserError with it in one line."""
     steps = [one.evidence["step"] for one in row]
     path = run.directory.path / REPORT
-    if run.world.is_first:
+
+    def report() -> None:
         read = sample_order(run.config, run.sources, [one for one in run.order.entries if not isinstance(one, Skip)])
         documents: dict[str, dict[str, Any]] = {}
         for reading in readings_of_steps(read, run.sources, steps[0], steps[-1]):
@@ -177,11 +179,14 @@ def _stop(run: Run, row: list[Skip], rewinds: list[Skip], target: tuple[int, int
                 found["steps"].append(reading.step)
         events = [{"samples": [one.n_start, one.n_stop - 1], "reason": one.reason, **one.evidence} for one in row]
         windows = [{"samples": [one.n_start, one.n_stop - 1], "reason": one.reason} for one in rewinds]
-        report = {"bad_steps": events, "rewinds": windows, "documents": documents, "time": time.time()}
+        content = {"bad_steps": events, "rewinds": windows, "documents": documents, "time": time.time()}
         try:
-            write_json(path, report)
+            write_json(path, content)
         except OSError as error:
-            print(f"warning: {path}: {error.strerror}; the report is: {json.dumps(report)}", flush=True)
+            print(f"warning: {path}: {error.strerror}; the report is: {json.dumps(content)}", flush=True)
+
+    # A launcher kills the ranks that are left when one ends, so none ends before the report is there.
+    on_first(run.world, report)
     suspects = sorted({name for one in row for name in one.evidence.get("documents", [])})
     named = f", first of all {', '.join(suspects[:3])}" if suspects else ""
     tried = f"going back {len(rewinds)} time(s) did not help" if target else "no checkpoint lies before them"

@@ -40,7 +40,7 @@ def set_up(config: CptConfig, world: World) -> Run:
     torch.manual_seed(config.seed)
     directory = RunDirectory(config.run_dir)
     store = checkpoint_store(config)
-    on_first(world, store.tidy)
+    store.tidy()
     step = store.newest_whole(config.checkpoint.on_damage, config.checkpoint.verify)
     saved = store.trainer(step) if step is not None else None
     sources, order, grown = sources_and_order(config, open_sources(config), saved)

@@ -1,19 +1,27 @@
 """The user's take-down list becomes an entry of the ledger, once, where a start or a resume first sees it.
 
-Rank 0 reads the list and writes; all ranks get the same new order. A document that is no longer on the list stays out:
-a take-down is for good, and the ledger, not the list, says what holds.
+Rank 0 reads the list and writes; the ranks share the search for its documents in the shards, and all get the same new
+order. A document that is no longer on the list stays out: a take-down is for good, and the ledger, not the list, says
+what holds.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cpt_dist.data.ledger_entry import write_ledger
 from cpt_dist.data.masking import TakenDown
+from cpt_dist.data.remote import RemoteFolder
 from cpt_dist.data.run_order import sample_order
-from cpt_dist.data.shards import Source, read_held_out
+from cpt_dist.data.shards import Source, merge_held_out, read_manifest
 from cpt_dist.data.take_down import TakeDown, read_list
 from cpt_dist.data.view_names import source_of
+from cpt_dist.engine.distributed import World
 from cpt_dist.errors import UserError
 from cpt_dist.training.first_rank import on_first
 from cpt_dist.training.run import Run
@@ -26,19 +34,59 @@ def take_down(run: Run) -> None:
     """
     if run.config.data.take_down is None:
         return
-    entry, problems = on_first(run.world, lambda: _decided(run))
+    new, problems = on_first(run.world, lambda: _new_on_list(run))
     if problems:
         raise UserError(problems)
-    if entry is not None:
-        run.order = sample_order(run.config, run.sources, [*run.order.entries, entry])
+    if not new:
+        return
+    index = TakenDown([TakeDown(0, new)])
+    searches: list[Search] = [
+        (source_of(source.name), partial(_in_shard, source, shard, index))  # strata of one source have the same shards
+        for source in run.sources
+        for shard in range(len(source.shard_tokens))
+    ]
+    trained = found_together(run.world, searches)
+    left = new.difference(*trained.values())
+    folders = {str(source.folder): source.folder for source in run.sources} if left else {}  # views share theirs
+    searches = [
+        (folder.name, partial(_in_held_out, folder, entry, left))
+        for folder in folders.values()
+        for entry in read_manifest(folder)["held_out"]
+    ]
+    held_out = left.intersection(*[set().union(*found_together(run.world, searches).values())])
+    entry = on_first(run.world, lambda: _entered(run, new, trained, held_out, left - held_out))
+    run.order = sample_order(run.config, run.sources, [*run.order.entries, entry])
 
 
-def _decided(run: Run) -> tuple[TakeDown | None, list[str]]:
-    """The entry, on disk when this returns, for what of the list doesn't act yet; and what is wrong with the list."""
+Search = tuple[str, Callable[[], set[bytes]]]
+"""Where it looks, and what finds documents there."""
+
+
+def found_together(world: World, searches: Sequence[Search]) -> dict[str, set[bytes]]:
+    """What `searches`, the same on every rank, find in each place; each rank makes its share of them.
+
+    Raises UserError, on every rank, where one of them can't read what it looks through.
+    """
+    found: dict[str, set[bytes]] = {}
+    problems: list[str] = []
+    try:
+        for place, search in searches[world.rank :: world.size]:
+            found.setdefault(place, set()).update(search())
+    except UserError as error:
+        problems = error.problems
+    shares = world.gather((found, problems))
+    if problems := [problem for _, said in shares for problem in said]:
+        raise UserError(problems)
+    places = dict.fromkeys(place for place, _ in searches)
+    return {place: set().union(*(share.get(place, set()) for share, _ in shares)) for place in places}
+
+
+def _new_on_list(run: Run) -> tuple[frozenset[bytes], list[str]]:
+    """What of the list doesn't act yet, and what is wrong with the list."""
     try:
         listed = read_list(run.config.data.take_down or "")
     except UserError as error:
-        return None, error.problems
+        return frozenset(), error.problems
     taken = TakenDown(run.order.take_downs).at(run.position)
     if missing := len(taken - listed):
         print(
@@ -46,19 +94,20 @@ def _decided(run: Run) -> tuple[TakeDown | None, list[str]]:
             "out, a take-down is for good",
             flush=True,
         )
-    new = listed - taken
-    if not new:
-        return None, []
-    found: dict[str, frozenset[bytes]] = {}
-    for source in run.sources:  # strata of one source have the same shards
-        name = source_of(source.name)
-        found[name] = found.get(name, frozenset()) | _found(source, new)
-    unknown = new.difference(*found.values())
-    held_out = _held_out(run.sources, unknown)
-    unknown -= held_out
+    return listed - taken, []
+
+
+def _entered(
+    run: Run,
+    new: frozenset[bytes],
+    trained: dict[str, set[bytes]],
+    held_out: frozenset[bytes],
+    unknown: frozenset[bytes],
+) -> TakeDown:
+    """The entry, on disk when this returns."""
     evidence = {
         "list": run.config.data.take_down,
-        "documents": {name: len(ids) for name, ids in found.items()},
+        "documents": {name: len(ids) for name, ids in trained.items()},
         "held_out": len(held_out),
         "unknown": len(unknown),
     }
@@ -68,7 +117,7 @@ def _decided(run: Run) -> tuple[TakeDown | None, list[str]]:
         {"kind": "ledger", "step": run.step, "n_start": entry.n_start, "take_down": len(new), **evidence}
     )
     _announce(entry, len(new) - len(held_out) - len(unknown), held_out, unknown)
-    return entry, []
+    return entry
 
 
 def _announce(entry: TakeDown, known: int, held_out: frozenset[bytes], unknown: frozenset[bytes]) -> None:
@@ -87,23 +136,15 @@ def _announce(entry: TakeDown, known: int, held_out: frozenset[bytes], unknown: 
         )
 
 
-def _found(source: Source, ids: frozenset[bytes]) -> frozenset[bytes]:
-    """Those of `ids` that are training documents of a source, or of a view of one."""
-    index = TakenDown([TakeDown(0, ids)])
-    found: set[bytes] = set()
-    for shard in range(len(source.shard_tokens)):
-        starts = index.in_shard(source, shard)[:, 0]
-        documents = np.searchsorted(source.doc_offsets(shard), starts.astype(np.uint64), side="right") - 1
-        own = source.documents(shard) if documents.size else None
-        documents = documents if own is None else documents[np.isin(documents, own)]
-        found.update(one.tobytes() for one in source.doc_ids(shard)[documents])
-    return frozenset(found)
+def _in_shard(source: Source, shard: int, index: TakenDown) -> set[bytes]:
+    """The ids in `index` that are training documents in a shard of a source, or of a view of one."""
+    starts = index.in_shard(source, shard)[:, 0]
+    documents = np.searchsorted(source.doc_offsets(shard), starts.astype(np.uint64), side="right") - 1
+    own = source.documents(shard) if documents.size else None
+    documents = documents if own is None else documents[np.isin(documents, own)]
+    return {one.tobytes() for one in source.doc_ids(shard)[documents]}
 
 
-def _held_out(sources: list[Source], ids: frozenset[bytes]) -> frozenset[bytes]:
-    """Those of `ids` that are held-out documents of a source."""
-    if not ids:
-        return frozenset()
-    folders = {str(source.folder): source.folder for source in sources}  # views of one source have the same
-    held_out = (bytes.fromhex(one.id) for folder in folders.values() for one in read_held_out(folder))
-    return ids.intersection(held_out)
+def _in_held_out(folder: Path | RemoteFolder, entry: dict[str, Any], ids: frozenset[bytes]) -> set[bytes]:
+    """Those of `ids` that are documents of the held-out file of which a source's manifest has the `entry`."""
+    return {bytes.fromhex(one.id) for one in merge_held_out(folder, folder.name, [entry])} & ids

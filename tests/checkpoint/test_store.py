@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from cpt_dist.checkpoint import commit
 from cpt_dist.checkpoint.dcp import SafeReader
+from cpt_dist.checkpoint.integrity import Share
 from cpt_dist.checkpoint.retention import Retention
 from cpt_dist.checkpoint.store import CheckpointStore, Probe
 from cpt_dist.errors import UserError
@@ -191,6 +192,20 @@ def test_a_sampled_check_finds_what_lies_in_its_blocks_and_reads_no_others(store
         flip(path, place)
     num_blocks = path.stat().st_size // 16
     assert 0.9 * num_blocks < missed * 16 / 15 < 1.1 * num_blocks
+
+
+def test_many_ranks_share_the_blocks_of_one_large_file(store, monkeypatch):
+    monkeypatch.setattr("cpt_dist.checkpoint.integrity.BLOCK_BYTES", 16)
+    store.save(20, tensors(20), {}, None)
+    path = store.path(20) / "state" / "__0_0.distcp"
+    finders = []
+    for place in range(0, path.stat().st_size, 16):
+        flip(path, place)
+        finders.append([part for part in range(5) if store.problems(20, "whole", Share(part, 5))])
+        flip(path, place)
+    assert {len(found) for found in finders} == {1}
+    counts = [finders.count([part]) for part in range(5)]
+    assert max(counts) - min(counts) <= 1
 
 
 def test_what_a_killed_writer_left_is_cleared_and_a_checkpoint_about_to_be_replaced_comes_back(store):

@@ -1,6 +1,7 @@
 """Promises of the take-down list at a start or a resume: one entry for what is new, for good, and nothing unsaid."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from cpt_dist.data.run_order import sample_order
 from cpt_dist.data.shards import Source, read_held_out
 from cpt_dist.errors import UserError
 from cpt_dist.run_directory import RunDirectory
-from cpt_dist.training.take_down import take_down
+from cpt_dist.training.take_down import found_together, take_down
 from tests.helpers.corpora import corpus_config
 
 TEXTS = {name: [f"{name} text number {i}" for i in range(60)] for name in ("law", "news")}
@@ -38,7 +39,7 @@ def start(prepared, tmp_path):
         (tmp_path / "list.txt").write_text("".join(f"{one.hex()}\n" for one in ids))
         run = SimpleNamespace(config=config, sources=sources, position=position, step=position // 4)
         run.directory, run.order = RunDirectory(tmp_path), sample_order(config, sources)
-        run.world = SimpleNamespace(is_first=True, gather=lambda value: [value])
+        run.world = SimpleNamespace(is_first=True, rank=0, size=1, gather=lambda value: [value])
         take_down(run)
         return run
 
@@ -94,3 +95,26 @@ def test_a_wrong_list_is_refused_and_nothing_is_written(start, tmp_path):
     with pytest.raises(UserError, match="line 1: 'no id' is no document id"):
         take_down(run)
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_every_rank_searches_a_share_and_hears_what_the_others_found_or_could_not_read():
+    made, shares = [], []
+
+    def search(number):
+        made.append(number)
+        if number == 7:
+            raise UserError("shard 7 is damaged")
+        return {bytes([number])}
+
+    def on_three_ranks(numbers):
+        shares.clear()
+        searches = [("law" if number < 4 else "news", partial(search, number)) for number in numbers]
+        for rank in range(3):  # what each contributes, then what the last hears
+            world = SimpleNamespace(rank=rank, size=3, gather=lambda value: shares.append(value) or shares)
+            found = found_together(world, searches)
+        return found
+
+    assert on_three_ranks(range(7)) == {"law": {b"\0", b"\1", b"\2", b"\3"}, "news": {b"\4", b"\5", b"\6"}}
+    assert sorted(made) == list(range(7))
+    with pytest.raises(UserError, match="shard 7 is damaged"):
+        on_three_ranks(range(8))
