@@ -26,5 +26,5 @@ def base(tmp_path_factory):
     """Folder and configuration of a tiny run that saves nothing until its end."""
     folder = tmp_path_factory.mktemp("tiny")
     config = tiny_run.build(folder)
-    config["engine"]["timeout_seconds"] = 30
+    config["engine"]["timeout_seconds"] = 120
     return folder, config

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -12,8 +11,8 @@ import pytest
 from tests.helpers import tiny_run
 from tests.helpers.two_hosts import TwoHosts
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
-TIMEOUT_SECONDS = 8
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+TIMEOUT_SECONDS = 15
 
 
 @pytest.fixture
@@ -52,14 +51,13 @@ def job(base, hosts, tmp_path):
         return started, outputs
 
     yield tmp_path / "run", start
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    for index, process in enumerate(processes):
+        hosts.switch_off(index % 2)
+        process.wait()
 
 
 def wait_for_step(run_dir, step, processes, outputs):
-    end = time.monotonic() + 90
+    end = time.monotonic() + 300
     path = run_dir / "metrics.jsonl"
     while not path.exists() or f'"step": {step}, "stage"' not in path.read_text():
         assert all(process.poll() is None for process in processes), [path.read_text()[-3000:] for path in outputs]
@@ -73,16 +71,16 @@ def test_a_host_that_is_cut_off_is_named_and_the_next_start_goes_on(job, hosts):
     wait_for_step(run_dir, 3, processes, outputs)
     hosts.unplug()
     begin = time.monotonic()
-    assert processes[0].wait(timeout=120) != 0
+    assert processes[0].wait(timeout=240) != 0
     seconds = time.monotonic() - begin
     said = outputs[0].read_text()
     assert f"rank 1 on beta ({hosts.addresses[1]}) doesn't answer" in said, said[-4000:]
     assert seconds < TIMEOUT_SECONDS + 60
-    os.killpg(processes[1].pid, signal.SIGKILL)
+    hosts.switch_off(1)
     processes[1].wait()
     hosts.plug()
     processes, outputs = start()
-    assert [process.wait(timeout=120) for process in processes] == [0, 0], outputs[0].read_text()[-4000:]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0], outputs[0].read_text()[-4000:]
     (resume,) = tiny_run.read_metrics(run_dir, "resume")
     assert resume["step"] >= 2
     assert [record["step"] for record in tiny_run.read_metrics(run_dir)] == list(range(1, 61))

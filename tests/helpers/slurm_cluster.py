@@ -1,11 +1,14 @@
 """A Slurm cluster of two nodes on this host: munged, slurmctld and two slurmd, all state in one folder.
 
 Debian's packages slurmctld, slurmd, slurm-client and munge are installed where they are missing and this is root. The
-nodes are named n1 and n2 and share the host's cores; no accounting, no cgroups.
+nodes are named n1 and n2 and share the host's cores; no accounting, no cgroups. It leaves no process behind.
 """
 
+import contextlib
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -76,6 +79,11 @@ def free_ports(number):
     return ports
 
 
+def die_with_parent():
+    """Have this process ended when the tests are killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 class SlurmCluster:
     """The running cluster; `environment` makes Slurm's commands talk to it."""
 
@@ -111,10 +119,10 @@ class SlurmCluster:
 
     def _daemon(self, *words):
         with open(self.folder / f"{words[0]}.out", "ab") as output:
-            options = {"stdout": output, "stderr": output, "start_new_session": True}
+            options = {"stdout": output, "stderr": output, "start_new_session": True, "preexec_fn": die_with_parent}
             self.daemons.append(subprocess.Popen(words, env=self.environment, **options))
 
-    def _wait(self, condition, what, seconds=30):
+    def _wait(self, condition, what, seconds=120):
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
@@ -146,10 +154,9 @@ class SlurmCluster:
         return job
 
     def stop(self):
-        """Cancel all jobs and end the daemons that this object started."""
+        """Cancel all jobs and end everything that this cluster has started."""
         self.run("scancel", "--user=root", check=False)
         self.run("scancel", "--signal=KILL", "--full", "--user=root", check=False)
-        time.sleep(1)
         for daemon in reversed(self.daemons):
             daemon.terminate()
         for daemon in self.daemons:
@@ -158,3 +165,21 @@ class SlurmCluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        # A step's daemon would try for ever to tell the controller that its job has ended.
+        end = time.monotonic() + 30
+        while left := self.processes():
+            assert time.monotonic() < end, left
+            for process in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.1)
+
+    def processes(self):
+        """Numbers of the processes of daemons, steps and jobs: those whose environment names this cluster."""
+        mark = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # it has just ended
+                if mark in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+        return sorted(found)

@@ -1,8 +1,11 @@
 """Two network namespaces joined by a cable (veth), each with an address of its own: two hosts to the network."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
+import time
 
 
 class TwoHosts:
@@ -27,6 +30,14 @@ class TwoHosts:
         return done.stderr.strip() if done.returncode else None
 
     def __enter__(self):
+        try:
+            self._lay()
+        except subprocess.CalledProcessError:
+            self.__exit__()
+            raise
+        return self
+
+    def _lay(self):
         for space in self.spaces:
             self._ip("netns", "add", space)
         first, second = self.cables
@@ -36,11 +47,20 @@ class TwoHosts:
             self._ip("-n", space, "addr", "add", f"{address}/24", "dev", cable)
             self._ip("-n", space, "link", "set", "lo", "up")
         self.plug()
-        return self
 
     def __exit__(self, *error):
-        for space in self.spaces:
-            self._ip("netns", "del", space)
+        for index, space in enumerate(self.spaces):
+            self.switch_off(index)
+            subprocess.run(["ip", "netns", "del", space], check=False, capture_output=True)
+
+    def switch_off(self, index):
+        """Kill every process of a host; a launcher's ranks have sessions of their own."""
+        words = ["ip", "netns", "pids", self.spaces[index]]
+        while pids := subprocess.run(words, capture_output=True, text=True, check=False).stdout.split():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.1)
 
     @staticmethod
     def _ip(*words):
