@@ -216,3 +216,8 @@ def test_pieces_keep_half_a_row():
     places = (np.array([49, 160]), np.array([], dtype=np.int64))
     _, start, stop = pack_shard(np.array([[0, 260]]), 100, places)
     assert sorted(zip(start.tolist(), stop.tolist(), strict=True)) == [(0, 100), (100, 160), (160, 260)]
+
+
+def test_a_paragraph_goes_before_a_later_line():
+    _, start, stop = pack_shard(np.array([[0, 150]]), 100, (np.array([60]), np.array([90])))
+    assert sorted(zip(start.tolist(), stop.tolist(), strict=True)) == [(0, 60), (60, 150)]
