@@ -1,11 +1,12 @@
 """Saving, loading and consolidating checkpoints beside other tools: python benchmarks/checkpoint.py [--quick]
 
-One model of 0.5 GB of fp32 weights with Adam's moments, and without --quick one of 4 GB without moments, are made
-on the spot and removed afterwards; `--scratch FOLDER` says where (about 6 GB, and 20 GB). The state lies on two gloo
-processes. Everything is timed with its input in the page cache and its output flushed to the disk: for `cp` and
-zero_to_fp32.py, which don't flush, by an fsync of the files inside the measured time. Runs of ours and of a peer
-alternate, and the best of each counts. Memory is the largest sum of the proportional set sizes of a program's
-processes, seen every 100 ms. ratio is peer / ours for seconds and bytes of memory: above 1, ours is better.
+Models of 0.5 GB of fp32 weights with Adam's moments and of 4 GB without, with --quick one of 0.25 GB with moments, are
+made on the spot and removed afterwards; `--scratch FOLDER` says where (about 6, 20 and 3 GB), `--size` runs one only.
+The state lies on two gloo processes. Everything is timed with its input in the page cache and its output flushed to
+the disk: for `cp` and zero_to_fp32.py, which don't flush, by an fsync of the files inside the measured time. Runs of
+ours and of a peer alternate, and the best of each counts. CPU seconds are those of all of a program's processes, and
+depend less than the others on what else the machine does. Memory is the largest sum of the proportional set sizes of
+a program's processes, seen every 100 ms. ratio is peer / ours for seconds and memory: above 1, ours is better.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -29,6 +32,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results") / "checkpoint.json"
 SIZES = {
+    "0.25 GB": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "vocab_size": 8000},
     "0.5 GB": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "vocab_size": 16000},
     "4 GB": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 17, "vocab_size": 32000},
 }
@@ -37,6 +41,7 @@ ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "DS_ACCELERATOR": "cpu",
 }
+QUICK = "0.25 GB"
 MEMORY_ALLOWED = 1_000_000_000
 """Beside twice the largest tensor."""
 
@@ -58,6 +63,7 @@ class Run:
     """A program that has ended."""
 
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     output: str
 
@@ -78,7 +84,7 @@ def run(command: list[Any], after: Callable[[], None] = lambda: None) -> Run:
             peak = max(peak, total)
 
     words = [str(word) for word in command]
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), cpu_of_children()
     with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         watcher = threading.Thread(target=watch, args=(psutil.Process(child.pid),))
         watcher.start()
@@ -89,8 +95,15 @@ def run(command: list[Any], after: Callable[[], None] = lambda: None) -> Run:
     if child.returncode:
         raise SystemExit(f"{' '.join(words)} failed:\n{problem[-3000:]}")
     seconds = time.perf_counter() - start
-    print(f"{seconds:7.1f} s  {' '.join(words)[:150]}", file=sys.stderr, flush=True)
-    return Run(seconds, peak, output)
+    cpu_seconds = cpu_of_children() - cpu_start
+    print(f"{seconds:7.1f} s, CPU {cpu_seconds:6.1f} s  {' '.join(words)[:150]}", file=sys.stderr, flush=True)
+    return Run(seconds, cpu_seconds, peak, output)
+
+
+def cpu_of_children() -> float:
+    """CPU seconds of all processes that this one started and that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def ranks(job: dict[str, Any]) -> dict[str, float]:
@@ -138,6 +151,25 @@ write_tokenizer(folder)
 """
 
 
+STREAM_ALONE = """
+import os, sys, time
+from pathlib import Path
+from cpt_dist.checkpoint.consolidate import model_sources
+from cpt_dist.checkpoint.safetensors_stream import TensorSpec, lay_out
+start = time.perf_counter()
+sources = model_sources(Path(sys.argv[1]))
+[layout] = lay_out([TensorSpec(name, one.shape, one.dtype) for name, one in sorted(sources.items())], 1 << 60)
+with open(sys.argv[2], "wb", buffering=0) as file:
+    file.write(layout.header)
+    for spec in layout.specs:
+        for block in sources[spec.name].blocks():
+            file.write(block)
+    os.fsync(file.fileno())
+print("streamed in", time.perf_counter() - start, "s")
+"""
+"""What a consolidation does without a checksum and without reading back, in one process."""
+
+
 def largest_tensor_bytes(base: Path) -> int:
     """Of the tensors in the model's one file."""
     with open(base / "model.safetensors", "rb") as handle:
@@ -177,29 +209,56 @@ def consolidations(folder: Path, tag: str, repeat: int) -> list[Row]:
     script = [python, saved / "zero_to_fp32.py", saved, out, "--safe_serialization", "--max_shard_size", "100GB"]
     importing = [python, launch / "import_checkpoint.py", f"from={saved}", f"model={base}", *words]
     consolidating = [python, launch / "consolidate.py", f"run_dir={folder / 'run'}", *words]
+    unchecked = "check_logits=false"
+
+    def streaming() -> Run:
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        warm(folder / "run")
+        [checkpoint] = (folder / "run" / "checkpoints").glob("step-*")
+        return run([python, "-c", STREAM_ALONE, checkpoint, out / "model.safetensors"])
+
     found = alternate(
         {
             "consolidate": writing(consolidating, folder / "run", flushes=False),
+            "consolidate unchecked": writing([*consolidating, unchecked], folder / "run", flushes=False),
             "import": writing(importing, saved, flushes=False),
+            "import unchecked": writing([*importing, unchecked], saved, flushes=False),
             "zero_to_fp32.py": writing(script, saved, flushes=True),
+            "stream alone": streaming,
             "cp": copying,
         },
         repeat,
     )
     seconds = {name: min(one.seconds for one in runs) for name, runs in found.items()}
+    cpu = {name: min(one.cpu_seconds for one in runs) for name, runs in found.items()}
     memory = {name: max(one.peak_bytes for one in runs) / 1e6 for name, runs in found.items()}
-    weights = min(float(one.output.split(" in ")[1].split(" s")[0]) for one in found["consolidate"])
+
+    def said(name: str) -> float:
+        """The seconds that a program itself says the weights took."""
+        return min(float(re.search(r" in ([\d.]+) s", one.output)[1]) for one in found[name])
+
     allowed = (MEMORY_ALLOWED + 2 * largest_tensor_bytes(base)) / 1e6
-    peer, copied = "zero_to_fp32.py", seconds["cp"]
+    peer, copied = "zero_to_fp32.py", "cp + fsync"
 
     def row(metric: str, unit: str, ours: float, theirs: float, name: str) -> Row:
         return Row(f"{tag}: {metric}", unit, ours, theirs, name, theirs / ours)
 
+    checked = "whole command with its check of logits, which the peer hasn't"
+    alone = "weights only (check_logits=false)"
+    rows = [
+        row(f"{kind}, {what}", unit, table[name], table[peer], peer)
+        for kind in ("import", "consolidate")
+        for name, what in ((f"{kind} unchecked", alone), (kind, checked))
+        for unit, table in (("s", seconds), ("CPU s", cpu))
+    ]
+    both = "consolidate: streamed, checksums compared, flushed, read back"
     return [
-        row("consolidate, whole command with its check of logits", "s", seconds["consolidate"], seconds[peer], peer),
-        row("import the same DeepSpeed folder, whole command", "s", seconds["import"], seconds[peer], peer),
-        row("consolidate: weights written, flushed and read back", "s", weights, copied, "cp + fsync"),
-        row("consolidate, whole command", "s", seconds["consolidate"], copied, "cp + fsync"),
+        *rows,
+        row(both, "s", said("consolidate unchecked"), seconds["cp"], copied),
+        row("consolidate: streamed and flushed alone", "s", said("stream alone"), seconds["cp"], copied),
+        row("consolidate, whole command", "s", seconds["consolidate"], seconds["cp"], copied),
+        row("import: peak memory, weights only", "MB", memory["import unchecked"], memory[peer], peer),
         row("consolidate: peak memory", "MB", memory["consolidate"], memory[peer], peer),
         row("consolidate: peak memory", "MB", memory["consolidate"], allowed, "1 GB + twice the largest tensor"),
         row("import: peak memory", "MB", memory["import"], allowed, "1 GB + twice the largest tensor"),
@@ -238,7 +297,7 @@ def measure(tag: str, scratch: Path, repeat: int) -> list[Row]:
     run_dir.mkdir(parents=True)
     run([sys.executable, "-c", MAKE_BASE, base, json.dumps(SIZES[tag])])
     shutil.copytree(base, run_dir / "model_files", ignore=shutil.ignore_patterns("*.safetensors"))
-    moments = tag == "0.5 GB"
+    moments = tag != "4 GB"
     job = {"base": str(base), "moments": moments, "repeat": repeat}
     times = ranks(job | {"kind": "store", "folder": str(run_dir)})
     times |= ranks(job | {"kind": "deepspeed", "folder": str(folder)})
@@ -258,17 +317,16 @@ def show(rows: list[Row]) -> None:
 def main() -> None:
     """Measure, print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the small model only")
+    parser.add_argument("--quick", action="store_true", help=f"a model of {QUICK}, each program once")
+    parser.add_argument("--size", choices=SIZES, action="append", help="default: 0.5 GB and 4 GB")
     parser.add_argument("--scratch", type=Path, default=None, help="folder for the checkpoints")
     parser.add_argument("--repeat", type=int, default=2, help="runs of each, of which the best counts")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    tags = options.size or ([QUICK] if options.quick else [tag for tag in SIZES if tag != QUICK])
     with tempfile.TemporaryDirectory(dir=options.scratch, prefix="checkpoint-benchmark-") as scratch:
-        rows = [
-            row
-            for tag in list(SIZES)[: 1 if options.quick else 2]
-            for row in measure(tag, Path(scratch), options.repeat)
-        ]
+        repeat = 1 if options.quick else options.repeat
+        rows = [row for tag in tags for row in measure(tag, Path(scratch), repeat)]
     show(rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps([row.__dict__ for row in rows], indent=1) + "\n")

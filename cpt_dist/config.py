@@ -291,6 +291,8 @@ class ConsolidateConfig:
     """Largest safetensors file."""
     workers: int = 2
     """Processes that convert and write; each takes some tens of MB."""
+    check_logits: bool = True
+    """Build the written model with transformers and compare its logits with the training model's."""
 
 
 @dataclass
@@ -309,6 +311,8 @@ class ImportCheckpointConfig:
     """Largest safetensors file."""
     workers: int = 2
     """Processes that convert and write."""
+    check_logits: bool = True
+    """Build the written model with transformers and compute logits with it, which must be finite."""
 
 
 @dataclass

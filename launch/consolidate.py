@@ -3,7 +3,7 @@
 from cpt_dist.cli import run
 from cpt_dist.config import CptConfig
 
-WORDS = ("step", "out", "dtype", "fp32_names", "max_shard_size", "workers")
+WORDS = ("step", "out", "dtype", "fp32_names", "max_shard_size", "workers", "check_logits")
 
 
 def main(config: CptConfig) -> None:

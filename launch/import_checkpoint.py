@@ -4,7 +4,7 @@ from cpt_dist.cli import run
 from cpt_dist.config import CptConfig
 from cpt_dist.errors import UserError
 
-WORDS = ("model", "out", "dtype", "fp32_names", "max_shard_size", "workers")
+WORDS = ("model", "out", "dtype", "fp32_names", "max_shard_size", "workers", "check_logits")
 
 
 def main(config: CptConfig) -> None:

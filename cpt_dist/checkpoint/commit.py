@@ -20,24 +20,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
+from cpt_dist.checkpoint.catalogue import FORMAT, step_folder
 from cpt_dist.checkpoint.integrity import file_entry
+from cpt_dist.checkpoint.probe import PROBE_FILE, Probe
 from cpt_dist.checkpoint.together import together
 from cpt_dist.files import fingerprint, sync_folder, write_json
 
-FORMAT = "cpt_dist.checkpoint/2"
-OLD_FORMAT = "cpt_dist.checkpoint/1"
-"""Like it, without a fingerprint of the manifest and checksums of blocks; still read."""
 _LEFTOVER = re.compile(r"\.(step-\d{8,})\.(tmp|replaced|pruned)")
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A fixed text and the training model's logits on it, against which a consolidated model is checked."""
-
-    input_ids: torch.Tensor
-    """int64 [tokens]"""
-    logits: torch.Tensor
-    """fp32 [tokens, vocab]"""
 
 
 @dataclass(frozen=True)
@@ -49,11 +38,6 @@ class Content:
     probe: Probe | None = None
     bits_per_byte: dict[str, float] | None = None
     """Held-out bits per byte of each source, where they were measured at this step."""
-
-
-def step_folder(step: int) -> str:
-    """The folder name of a checkpoint."""
-    return f"step-{step:08d}"
 
 
 def commit(folder: Path, step: int, content: Content, group: dist.ProcessGroup | None = None) -> Path:
@@ -84,7 +68,7 @@ def commit(folder: Path, step: int, content: Content, group: dist.ProcessGroup |
         shared = [temporary / "state" / ".metadata", temporary / "trainer.json"]
         write_json(temporary / "trainer.json", content.trainer)
         if content.probe is not None:
-            shared.append(temporary / "probe.safetensors")
+            shared.append(temporary / PROBE_FILE)
             save_file({"input_ids": content.probe.input_ids, "logits": content.probe.logits}, shared[-1])
         for path in shared:
             _sync_file(path)

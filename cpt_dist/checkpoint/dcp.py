@@ -1,7 +1,7 @@
-"""Reading PyTorch's distributed checkpoints (DCP) without trusting them.
+"""Loading PyTorch's distributed checkpoints (DCP) through DCP without trusting them.
 
 DCP keeps its index in a pickle. Here it is read by an unpickler that knows the classes of such an index and nothing
-else; the tensors themselves DCP loads with `weights_only`. The format is DCP's own, so its stock tools read it too.
+else; the tensors themselves DCP loads with `weights_only`. Where only bytes are moved, `dcp_index.py` needs no torch.
 """
 
 from __future__ import annotations
@@ -18,33 +18,13 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from cpt_dist.checkpoint.tensor_source import Piece, TensorSource
+from cpt_dist.checkpoint.dcp_index import KNOWN, UNREADABLE
 from cpt_dist.errors import UserError
-
-_ALLOWED = {
-    "torch.distributed.checkpoint.metadata": {
-        "Metadata",
-        "MetadataIndex",
-        "TensorStorageMetadata",
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "TensorProperties",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size", "float64", "float32", "bfloat16", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"},
-    "collections": {"OrderedDict"},
-    "pathlib": {"PosixPath"},
-    "pathlib._local": {"PosixPath"},
-    "builtins": {"dict", "list", "tuple", "set"},
-}
 
 
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name not in _ALLOWED.get(module, ()):
+        if name not in KNOWN.get(module, ()):
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's index")
         return getattr(importlib.import_module(module), name)
 
@@ -63,7 +43,7 @@ class SafeReader(FileSystemReader):
             path = self._folder / ".metadata"
             try:
                 index = _IndexUnpickler(io.BytesIO(path.read_bytes())).load()
-            except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError) as error:
+            except UNREADABLE as error:
                 raise UserError(f"{path}: not the index of a checkpoint ({error})") from error
             if getattr(index, "storage_meta", None) is not None:
                 index.storage_meta.load_id = self.load_id
@@ -74,34 +54,6 @@ class SafeReader(FileSystemReader):
         """Name -> whole shape of every tensor."""
         entries = self.read_metadata().state_dict_metadata
         return {name: entry.size for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
-
-    def sources(self) -> dict[str, TensorSource]:
-        """Name -> every tensor as pieces in files, of which nothing is read yet.
-
-        Raises UserError where the index leads out of its folder or names a storage that isn't known here.
-        """
-        index = self.read_metadata()
-        storage = {(key.fqn, tuple(key.offset or ())): where for key, where in (index.storage_data or {}).items()}
-        found = {}
-        for name, entry in index.state_dict_metadata.items():
-            if not isinstance(entry, TensorStorageMetadata):
-                continue
-            shape = tuple(entry.size)
-            pieces = []
-            for chunk in entry.chunks:
-                where = storage.get((name, tuple(chunk.offsets)))
-                if where is not None:
-                    place = (where.offset, tuple(chunk.offsets), tuple(chunk.sizes), where.length)
-                    pieces.append(Piece(self._data_file(where), *place))
-            found[name] = TensorSource(name, shape, entry.properties.dtype, tuple(pieces), grid=shape)
-        return found
-
-    def _data_file(self, where: _StorageInfo) -> Path:
-        if Path(where.relative_path).name != where.relative_path:
-            raise UserError(f"{self._folder}: its index leads to '{where.relative_path}', out of the checkpoint")
-        if getattr(where, "transform_descriptors", None):
-            raise UserError(f"{self._folder} is written with {where.transform_descriptors}; save it without extensions")
-        return self._folder / where.relative_path
 
     def chunks(self, name: str) -> Iterator[tuple[torch.Size, torch.Tensor]]:
         """The stored boxes of a tensor, one at a time: (offsets, values)."""

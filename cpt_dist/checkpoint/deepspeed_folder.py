@@ -45,6 +45,14 @@ def deepspeed_sources(folder: Path) -> dict[str, TensorSource]:
 
     Raises UserError where files are missing, disagree, or come from another form of parallelism.
     """
+    try:
+        return _found(folder)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        said = " ".join(f"{type(error).__name__} {error}".split())
+        raise UserError(f"{folder}: its .pt files are not laid out as ZeRO's ({said}); write them again") from error
+
+
+def _found(folder: Path) -> dict[str, TensorSource]:
     models, optimizers = _files(folder, _MODEL_FILE), _files(folder, _OPTIMIZER_FILE)
     first = read_torch_file(models[0])
     if first.get("param_shapes") is None or not optimizers:

@@ -13,6 +13,7 @@ import fnmatch
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -22,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 import xxhash
 
-from cpt_dist.checkpoint.safetensors_stream import CODES, FileLayout, TensorSpec, lay_out
-from cpt_dist.checkpoint.tensor_source import BLOCK_BYTES, Piece, TensorSource, raw_bytes
+from cpt_dist.checkpoint.element_types import FLOAT32, ElementType, converted
+from cpt_dist.checkpoint.safetensors_stream import FileLayout, TensorSpec, lay_out
+from cpt_dist.checkpoint.tensor_source import BLOCK_BYTES, Piece, TensorSource
 from cpt_dist.errors import UserError
 from cpt_dist.files import fingerprint, sync_folder, write_json
 
@@ -36,6 +37,8 @@ JOURNAL = "journal.jsonl"
 _PART_BYTES = 1 << 27
 """What a worker takes at a time; small enough to keep all busy to the end."""
 _PR_SET_PDEATHSIG = 1
+_SYNC_FILE_RANGE_WRITE = 2
+_LIBC = ctypes.CDLL(None)
 
 
 class WorkerKilledError(UserError):
@@ -46,16 +49,16 @@ class WorkerKilledError(UserError):
 class DtypePolicy:
     """In which type each tensor is written."""
 
-    dtype: torch.dtype
+    dtype: ElementType
     fp32_names: tuple[str, ...] = ()
     """Patterns, as of the shell, of tensors that are written in fp32 whatever `dtype` is."""
 
-    def of(self, source: TensorSource) -> torch.dtype:
+    def of(self, source: TensorSource) -> ElementType:
         """The type of a tensor in the written file; integers and booleans stay what they are."""
         if not source.dtype.is_floating_point:
             return source.dtype
         kept = any(fnmatch.fnmatchcase(source.name, pattern) for pattern in self.fp32_names)
-        return torch.float32 if kept else self.dtype
+        return FLOAT32 if kept else self.dtype
 
 
 @dataclass
@@ -96,27 +99,27 @@ def export_weights(
     workers: int,
     identity: Any,
     check: Check | None = None,
+    when_started: Callable[[], None] = lambda: None,
 ) -> Written:
     """Write `sources` into safetensors files (and their index, where there are several) in `folder`.
 
     `identity`, a JSON value, tells this export from one of other values: files that an export of the same identity
-    left whole in `folder` are kept. `check` is called, in a worker, with the pieces that are read next. Raises
-    UserError where it does, where a source is not whole, or where a written tensor reads back as another one.
+    left whole in `folder` are kept. `check` is called, in a worker, with the pieces that are read next; `when_started`
+    here, once the workers are forked and `folder` is cleared of what isn't kept. Raises UserError where one of these
+    does, where a source is not whole, or where a written tensor reads back as another one.
     """
     global _job
-    unknown = sorted(source.name for source in sources.values() if source.dtype not in CODES)
-    if unknown:
-        raise UserError(
-            f"tensor '{unknown[0]}' has type {sources[unknown[0]].dtype}, which safetensors files can't hold"
-        )
     specs = [TensorSpec(name, source.shape, policy.of(source)) for name, source in sorted(sources.items())]
     files = lay_out(specs, max_file_bytes)
     journal = _Journal(folder, fingerprint([identity, [layout.header.decode("latin-1") for layout in files]]))
     _job = _Job(sources, files, folder, check)
-    context = multiprocessing.get_context("fork")  # a worker shares torch's memory and starts at once
+    context = multiprocessing.get_context("fork")  # a worker shares all memory and starts at once
     try:
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
             try:
+                # The first task forks all workers, so that `when_started` may start threads.
+                pool.submit(os.getpid).result()
+                when_started()
                 return _Export(pool, files, journal, folder).run()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -131,9 +134,8 @@ def export_weights(
 
 
 def _start_worker() -> None:
-    torch.set_num_threads(1)
     # A worker must not go on writing after this process was killed.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass
@@ -220,7 +222,7 @@ def _write_part(index: int, first: int, last: int) -> tuple[dict[str, str], int,
         for number in range(first, last):
             spec = layout.specs[number]
             sums[spec.name] = _write_tensor(handle.fileno(), layout.offsets[number], _job.sources[spec.name], spec)
-        os.fdatasync(handle.fileno())
+            _begin_flush(handle.fileno(), layout.offsets[number], spec.num_bytes)
         for number in range(first, last):
             spec = layout.specs[number]
             found = _stored_checksum(handle.fileno(), layout.offsets[number], spec.num_bytes)
@@ -235,7 +237,7 @@ def _write_part(index: int, first: int, last: int) -> tuple[dict[str, str], int,
 def _write_tensor(descriptor: int, offset: int, source: TensorSource, spec: TensorSpec) -> str:
     digest, at = xxhash.xxh3_64(), offset
     for block in source.blocks():
-        data = raw_bytes(block.to(spec.dtype))
+        data = memoryview(converted(block, source.dtype, spec.dtype).data).cast("B")
         digest.update(data)
         while len(data):
             count = os.pwrite(descriptor, data, at)
@@ -243,6 +245,13 @@ def _write_tensor(descriptor: int, offset: int, source: TensorSource, spec: Tens
     if at - offset != spec.num_bytes:
         raise UserError(f"tensor '{spec.name}' gave {at - offset} of {spec.num_bytes} bytes; use another checkpoint")
     return digest.hexdigest()
+
+
+def _begin_flush(descriptor: int, offset: int, num_bytes: int) -> None:
+    """Let the disk begin with what was just written, so that the fsync of the whole file finds little left to do."""
+    begin = getattr(_LIBC, "sync_file_range", None)  # glibc's; elsewhere the fsync does it all
+    if begin is not None:
+        begin(ctypes.c_int(descriptor), ctypes.c_int64(offset), ctypes.c_int64(num_bytes), _SYNC_FILE_RANGE_WRITE)
 
 
 def _stored_checksum(descriptor: int, offset: int, num_bytes: int) -> str:
@@ -292,7 +301,7 @@ class _Journal:
                 handle.truncate(sum(len(line.encode()) + 1 for line in lines[:-1]))
         else:
             for path in folder.iterdir():
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             self._append({"identity": identity})
             sync_folder(folder)
 

@@ -13,21 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
-CODES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""Names of the format for types of elements."""
+from cpt_dist.checkpoint.element_types import ElementType
 
 
 @dataclass(frozen=True)
@@ -36,7 +22,7 @@ class TensorSpec:
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: ElementType
 
     @property
     def num_bytes(self) -> int:
@@ -58,7 +44,7 @@ class FileLayout:
         offset = 0
         for spec in self.specs:
             end = offset + spec.num_bytes
-            entries[spec.name] = {"dtype": CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offset, end]}
+            entries[spec.name] = {"dtype": spec.dtype.code, "shape": list(spec.shape), "data_offsets": [offset, end]}
             offset = end
         encoded = json.dumps(entries, separators=(",", ":")).encode()
         encoded += b" " * (-len(encoded) % 8)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cpt_dist.checkpoint.commit import Probe
+from cpt_dist.checkpoint.probe import Probe
 from cpt_dist.checkpoint.staging import Staging
 from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.checkpoint.together import together

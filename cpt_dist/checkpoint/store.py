@@ -7,8 +7,6 @@ reader. How one comes into being is in `commit.py`. The store knows nothing of e
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,59 +14,28 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file
 from torch.distributed.checkpoint.api import CheckpointException
 
 from cpt_dist.checkpoint import integrity
-from cpt_dist.checkpoint.commit import (
-    FORMAT,
-    OLD_FORMAT,
-    Content,
-    Probe,
-    commit,
-    retire,
-    step_folder,
-    tidy,
-    tidy_together,
-)
+from cpt_dist.checkpoint.catalogue import Catalogue, step_folder
+from cpt_dist.checkpoint.commit import Content, commit, retire, tidy, tidy_together
 from cpt_dist.checkpoint.dcp import SafeReader
 from cpt_dist.checkpoint.local_part import local_part
+from cpt_dist.checkpoint.probe import Probe, read_probe
 from cpt_dist.checkpoint.retention import Retention
 from cpt_dist.checkpoint.together import together
 from cpt_dist.errors import UserError, nearest
-from cpt_dist.files import fingerprint, write_json
+from cpt_dist.files import write_json
 
 __all__ = ["CheckpointStore", "Probe", "step_folder"]
 
 
-class CheckpointStore:
+class CheckpointStore(Catalogue):
     """The checkpoints under one folder, as all ranks of the job see it."""
 
     def __init__(self, folder: Path, keep_last: int = 0, retention: Retention | None = None) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.retention = retention or Retention(keep_last)
-
-    def steps(self) -> list[int]:
-        """Steps of the checkpoints that exist, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        matches = [(re.fullmatch(r"step-(\d{8,})", path.name), path) for path in self.folder.iterdir()]
-        return sorted(int(match[1]) for match, path in matches if match and (path / "manifest.json").is_file())
-
-    def path(self, step: int) -> Path:
-        """Folder of the checkpoint of `step`."""
-        return self.folder / step_folder(step)
-
-    def step_of(self, text: str) -> int:
-        """The step that a number, a name or "latest" means. Raises UserError where there is no such checkpoint."""
-        steps, names = self.steps(), self.names()
-        if text == "latest" and steps:
-            return steps[-1]
-        step = names.get(text, int(text) if text.isdecimal() else -1)
-        if step in steps:
-            return step
-        hint = "" if text.isdecimal() or text == "latest" else f"; {nearest(text, [*names, 'latest'])}"
-        raise UserError(f"there is no checkpoint of step {text} in {self.folder}; there are: {steps or 'none'}{hint}")
 
     def save(
         self,
@@ -161,15 +128,6 @@ class CheckpointStore:
         except OSError as error:
             raise UserError(f"{error}; give write access, and start again: what was whole stays") from error
 
-    def names(self) -> dict[str, int]:
-        """Name -> step of the checkpoints that a user named. Raises UserError where the file of names is damaged."""
-        path = self.folder / "names.json"
-        try:
-            names = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            return {str(name): int(step) for name, step in names.items()}
-        except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(f'{path} is damaged ({error}); write it again like {{"name": 120}}') from error
-
     def set_name(self, name: str, step: int | None) -> None:
         """Give the checkpoint of `step` a name, which keeps it; None takes the name away."""
         names = self.names()
@@ -201,25 +159,6 @@ class CheckpointStore:
         found = integrity.problems(self.path(step), self.manifest(step)["files"], how, step, share)
         return [f"checkpoint {step}: {problem}" for problem in found]
 
-    def manifest(self, step: int) -> dict[str, Any]:
-        """The manifest of a checkpoint. Raises UserError where there is none or it is not one."""
-        path = self.path(step) / "manifest.json"
-        if not path.is_file():
-            raise UserError(
-                f"there is no checkpoint of step {step} in {self.folder}; there are: {self.steps() or 'none'}"
-            )
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"checkpoint {step}: {path} is damaged ({error}); use another step") from error
-        said = manifest.pop("fingerprint", None)
-        is_old = manifest.get("format") == OLD_FORMAT and said is None
-        if not is_old and said != fingerprint(manifest):
-            raise UserError(f"checkpoint {step}: {path} is damaged (it is not what was written); use another step")
-        if manifest.get("format") not in (FORMAT, OLD_FORMAT) or manifest.get("step") != step:
-            raise UserError(f"checkpoint {step}: {path} is not a manifest of this step in format {FORMAT}")
-        return manifest
-
     def newest_whole(self, on_damage: str, how: str = "whole") -> int | None:
         """The newest step that verifies; None where there is no checkpoint.
 
@@ -238,17 +177,9 @@ class CheckpointStore:
             raise UserError(problems)
         return None
 
-    def trainer(self, step: int) -> dict[str, Any]:
-        """The trainer's own state in the checkpoint of `step`."""
-        return json.loads((self.path(step) / "trainer.json").read_text(encoding="utf-8"))
-
     def probe(self, step: int) -> Probe | None:
         """The probe of a checkpoint, if it has one."""
-        path = self.path(step) / "probe.safetensors"
-        if not path.is_file():
-            return None
-        content = load_file(path)
-        return Probe(content["input_ids"], content["logits"])
+        return read_probe(self.path(step))
 
     def load(self, step: int, tensors: dict[str, torch.Tensor]) -> None:
         """Fill `tensors` (of any engine and world size) in place from the checkpoint of `step`.

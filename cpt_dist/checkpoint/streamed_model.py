@@ -17,7 +17,6 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from cpt_dist.checkpoint.store import Probe
 from cpt_dist.errors import UserError
 
 
@@ -126,23 +125,15 @@ def _stream_weights(model: nn.Module, files: _Files) -> None:
         attach(module, f"{path}." if path else "")
 
 
-def logits(folder: Path, input_ids: torch.Tensor) -> torch.Tensor:
+def logits(folder: Path, input_ids: torch.Tensor, model: Any = None) -> torch.Tensor:
     """The logits [tokens, vocab], in fp32, of the model in `folder` on one text [tokens].
 
-    The model is the one that transformers builds for the folder; it runs in fp32 whatever the files hold. Raises
-    UserError where weights are missing, unexpected or of another shape.
+    The model is the one that transformers builds for the folder (`model`: what `empty_model` gave for it, if that was
+    called already); it runs in fp32 whatever the files hold. Raises UserError where weights are missing, unexpected or
+    of another shape.
     """
-    model, files = empty_model(folder), _Files(folder)
+    model, files = model or empty_model(folder), _Files(folder)
     _check_names(model, files)
     _stream_weights(model, files)
     with torch.no_grad():
         return model(input_ids=input_ids[None], use_cache=False).logits[0].float()
-
-
-def logit_difference(folder: Path, probe: Probe) -> float:
-    """Largest difference between the logits of the model in `folder` and the probe's, relative to the largest of these.
-
-    Raises what `logits` raises.
-    """
-    scale = probe.logits.abs().max().clamp_min(1e-12)
-    return float((logits(folder, probe.input_ids) - probe.logits).abs().max() / scale)

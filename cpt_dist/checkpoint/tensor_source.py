@@ -1,7 +1,7 @@
 """A whole tensor as the pieces of it that lie in files, read in the order of its elements.
 
 It is how consolidation and imports see every format: a name, a shape, and pieces at places in files. Values are read
-in blocks of a few megabytes, so that memory doesn't depend on the size of the tensor. Nothing is written here.
+in small blocks, so that memory doesn't depend on the size of the tensor. Nothing is written here.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from cpt_dist.checkpoint.element_types import ElementType
 from cpt_dist.checkpoint.torch_file import StoredTensor, read_torch_file
 from cpt_dist.errors import UserError
 
 BLOCK_BYTES = 1 << 18
 """About what fits into a core's cache: values are read, converted, checked and written while they are in it."""
-_RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Piece:
         """Number of elements."""
         return math.prod(self.sizes)
 
-    def located(self, dtype: torch.dtype) -> int:
+    def located(self, dtype: ElementType) -> int:
         """The byte of the file at which its first element is. Raises UserError where the file holds something else."""
         if self.item_bytes is None:
             return self.offset
@@ -61,7 +60,7 @@ class TensorSource:
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: ElementType
     pieces: tuple[Piece, ...]
     grid: tuple[int, ...]
 
@@ -85,8 +84,8 @@ class TensorSource:
             found.append((start, piece))
         return sorted((pair for pair in found if pair[1].numel), key=lambda pair: pair[0])
 
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[torch.Tensor]:
-        """The elements in C order, in flat tensors of about `block_bytes`.
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
+        """The elements in C order, in flat arrays of about `block_bytes`, as unsigned integers of their width.
 
         A block is valid until the next one is taken. Raises UserError where pieces are missing or overlap.
         """
@@ -96,11 +95,11 @@ class TensorSource:
             raise UserError(f"tensor '{self.name}' has {have} of {numel} elements in the checkpoint; use another one")
         return self._flat_blocks(block_bytes) if self._flat is not None else self._row_blocks(block_bytes)
 
-    def _flat_blocks(self, block_bytes: int) -> Iterator[torch.Tensor]:
+    def _flat_blocks(self, block_bytes: int) -> Iterator[np.ndarray]:
         assert self._flat is not None
         width = self.dtype.itemsize
         buffer = bytearray(max(block_bytes // width, 1) * width)
-        view, values = memoryview(buffer), torch.frombuffer(buffer, dtype=self.dtype)
+        view, values = memoryview(buffer), np.frombuffer(buffer, dtype=self.dtype.raw)
         position = 0
         for start, piece in self._flat:
             if start != position:
@@ -114,8 +113,8 @@ class TensorSource:
                     yield values[: count // width]
                     at, left = at + count, left - count
 
-    def _row_blocks(self, block_bytes: int) -> Iterator[torch.Tensor]:
-        width, raw = self.dtype.itemsize, _RAW[self.dtype.itemsize]
+    def _row_blocks(self, block_bytes: int) -> Iterator[np.ndarray]:
+        width, raw = self.dtype.itemsize, self.dtype.raw
         num_rows, row = self.grid[0], math.prod(self.grid[1:])
         rows = max(1, block_bytes // (row * width))
         with ExitStack() as stack:
@@ -137,13 +136,7 @@ class TensorSource:
                     filled += part.size
                 if filled != block.size:
                     raise UserError(f"tensor '{self.name}': rows {first} to {last} are not whole in the checkpoint")
-                signed = torch.from_numpy(block.view(np.dtype(f"i{width}") if width > 1 else np.uint8))
-                yield signed.view(-1).view(self.dtype)
-
-
-def raw_bytes(values: torch.Tensor) -> memoryview:
-    """The bytes of a flat tensor, without a copy."""
-    return memoryview(values.view(torch.uint8).numpy().data)
+                yield block.reshape(-1)
 
 
 def _flat_start(piece: Piece, grid: tuple[int, ...]) -> int | None:

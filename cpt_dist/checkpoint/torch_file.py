@@ -11,30 +11,47 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
+from cpt_dist.checkpoint.element_types import BY_NAME, ElementType
 from cpt_dist.errors import UserError
 
 _STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+    "DoubleStorage": BY_NAME["float64"],
+    "FloatStorage": BY_NAME["float32"],
+    "HalfStorage": BY_NAME["float16"],
+    "BFloat16Storage": BY_NAME["bfloat16"],
+    "LongStorage": BY_NAME["int64"],
+    "IntStorage": BY_NAME["int32"],
+    "ShortStorage": BY_NAME["int16"],
+    "CharStorage": BY_NAME["int8"],
+    "ByteStorage": BY_NAME["uint8"],
+    "BoolStorage": BY_NAME["bool"],
 }
 _LOCAL_HEADER_BYTES = 30
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    OSError,
+)
+"""What reading damaged bytes as a zip and as a pickle raises."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,7 @@ class StoredTensor:
     path: Path
     offset: int
     """Byte of the file at which the tensor's first element is."""
-    dtype: torch.dtype
+    dtype: ElementType
     shape: tuple[int, ...]
 
     @property
@@ -76,7 +93,7 @@ class Inert:
 @dataclass(frozen=True)
 class _Storage:
     key: str
-    dtype: torch.dtype
+    dtype: ElementType
 
 
 class _Window(io.RawIOBase):
@@ -111,21 +128,21 @@ class _Window(io.RawIOBase):
 
 
 class _StructureUnpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, place: Callable[[str], tuple[Path, int]]) -> None:
+    def __init__(self, data: bytes, place: Callable[[str], tuple[Path, int, int]]) -> None:
         super().__init__(io.BytesIO(data))
         self._place = place
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key = pid[:3]
-        if kind != "storage" or not isinstance(storage_type, torch.dtype):
+        if kind != "storage" or not isinstance(storage_type, ElementType):
             raise pickle.UnpicklingError(f"unknown storage {pid!r}")
         return _Storage(str(key), storage_type)
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
+        if module == "torch" and name in BY_NAME:
+            return BY_NAME[name]
         known: dict[tuple[str, str], Any] = {
             ("torch", "Size"): tuple,
             ("collections", "OrderedDict"): OrderedDict,
@@ -140,11 +157,16 @@ class _StructureUnpickler(pickle.Unpickler):
 
     def _tensor(self, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> StoredTensor:
         shape = tuple(size)
+        if offset < 0 or any(length < 0 for length in shape):
+            raise pickle.UnpicklingError(f"a tensor of shape {list(shape)} starts at element {offset}")
         steps = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         if any(length > 1 and have != want for length, have, want in zip(shape, stride, steps, strict=True)):
             raise pickle.UnpicklingError(f"a tensor of shape {list(shape)} has strides {list(stride)}")
-        path, start = self._place(storage.key)
-        return StoredTensor(path, start + offset * storage.dtype.itemsize, storage.dtype, shape)
+        path, start, num_bytes = self._place(storage.key)
+        width = storage.dtype.itemsize
+        if (offset + math.prod(shape)) * width > num_bytes:
+            raise pickle.UnpicklingError(f"a tensor of shape {list(shape)} has only {num_bytes} bytes")
+        return StoredTensor(path, start + offset * width, storage.dtype, shape)
 
 
 def read_torch_file(path: Path, start: int = 0, length: int | None = None) -> Any:
@@ -156,16 +178,9 @@ def read_torch_file(path: Path, start: int = 0, length: int | None = None) -> An
         with open(path, "rb") as handle:
             size = length if length is not None else path.stat().st_size - start
             return _read(path, handle, start, size)
-    except (
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        EOFError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise UserError(f"{path}: not a readable file of torch.save ({error}); fetch or write it again") from error
+    except _UNREADABLE as error:
+        said = " ".join(f"{error}".split())
+        raise UserError(f"{path}: not a readable file of torch.save ({said}); fetch or write it again") from error
 
 
 def _read(path: Path, handle: IO[bytes], start: int, length: int) -> Any:
@@ -174,7 +189,7 @@ def _read(path: Path, handle: IO[bytes], start: int, length: int) -> Any:
         if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
             raise ValueError("it is big-endian")
 
-        def place(key: str) -> tuple[Path, int]:
+        def place(key: str) -> tuple[Path, int, int]:
             info = members[f"data/{key}"]
             if info.compress_type != zipfile.ZIP_STORED:
                 raise ValueError("it is compressed")
@@ -182,6 +197,9 @@ def _read(path: Path, handle: IO[bytes], start: int, length: int) -> Any:
             handle.seek(start + info.header_offset)
             local = handle.read(_LOCAL_HEADER_BYTES)
             name_bytes, extra_bytes = int.from_bytes(local[26:28], "little"), int.from_bytes(local[28:30], "little")
-            return path, start + info.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+            at = info.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+            if at + info.file_size > length:
+                raise ValueError(f"storage {key} ends behind the file")
+            return path, start + at, info.file_size
 
         return _StructureUnpickler(archive.read(members["data.pkl"]), place).load()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from cpt_dist.checkpoint.store import Probe
+from cpt_dist.checkpoint.probe import Probe
 from cpt_dist.training.accounting import checked_accounts
 from cpt_dist.training.adaptive_replay import AdaptiveReplay
 from cpt_dist.training.callback import Callback

@@ -10,6 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cpt_dist.checkpoint.consolidate import consolidate
+from cpt_dist.checkpoint.element_types import FLOAT32
+from cpt_dist.checkpoint.export_weights import WorkerKilledError
+from cpt_dist.checkpoint.model_behind import ModelBehind
 from cpt_dist.checkpoint.safetensors_stream import TensorSpec, lay_out
 from cpt_dist.checkpoint.store import CheckpointStore, Probe
 from cpt_dist.config import ModelConfig
@@ -79,6 +82,30 @@ def test_logits_that_differ_leave_no_model(tmp_path):
     assert not list(tmp_path.glob(".model*"))
 
 
+def test_without_the_check_of_logits_the_weights_are_written_all_the_same(tmp_path):
+    store, base, model = saved(tmp_path, next(iter(FAMILIES.values())))
+    assert consolidate(store, 1, base, tmp_path / "model", "fp32", 10**9, check_logits=False).logit_difference is None
+    written = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(written[model.hf_name(name)].equal(value) for name, value in model.named_parameters())
+
+
+def test_a_checkpoint_that_was_written_anew_is_not_taken_for_the_interrupted_one(tmp_path, monkeypatch):
+    store, base, model = saved(tmp_path, next(iter(FAMILIES.values())))
+
+    def killed(*_):
+        raise WorkerKilledError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelBehind, "difference_from_probe", killed)
+        with pytest.raises(WorkerKilledError):
+            consolidate(store, 1, base, tmp_path / "model", "fp32", 10**9)
+    again = {f"model.{model.hf_name(name)}": value.detach() + 1 for name, value in model.named_parameters()}
+    store.save(1, again, {}, None)
+    assert consolidate(store, 1, base, tmp_path / "model", "fp32", 10**9).kept_files == []
+    written = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(value.equal(again[f"model.{name}"]) for name, value in written.items())
+
+
 def test_a_folder_that_is_no_model_is_not_overwritten(tmp_path):
     store, base, _ = saved(tmp_path, next(iter(FAMILIES.values())))
     (tmp_path / "model").mkdir()
@@ -90,7 +117,7 @@ def test_a_folder_that_is_no_model_is_not_overwritten(tmp_path):
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 100))
 def test_files_hold_every_tensor_once_and_no_more_than_allowed(sizes, limit):
-    specs = [TensorSpec(str(i), (size,), torch.float32) for i, size in enumerate(sizes)]
+    specs = [TensorSpec(str(i), (size,), FLOAT32) for i, size in enumerate(sizes)]
     files = lay_out(specs, 4 * limit)
     assert list(itertools.chain(*(layout.specs for layout in files))) == specs
     assert all(len(f.specs) == 1 or sum(spec.num_bytes for spec in f.specs) <= 4 * limit for f in files)

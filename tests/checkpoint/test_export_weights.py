@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from cpt_dist.checkpoint import export_weights as module
 from cpt_dist.checkpoint.consolidate import model_sources
-from cpt_dist.checkpoint.dcp import SafeReader
+from cpt_dist.checkpoint.element_types import BFLOAT16, BY_NAME, FLOAT32
 from cpt_dist.checkpoint.export_weights import DtypePolicy, export_weights
 from cpt_dist.checkpoint.model_folder_writer import folder_in_the_making
 from cpt_dist.checkpoint.read_check import ReadCheck
@@ -21,7 +21,7 @@ from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.checkpoint.tensor_source import Piece, TensorSource
 from cpt_dist.errors import UserError
 
-FP32 = DtypePolicy(torch.float32)
+FP32 = DtypePolicy(FLOAT32)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,11 +52,12 @@ def test_a_tensor_cut_into_any_boxes_is_read_as_it_was(tmp_path_factory, data):
             content += values.view(-1).view(torch.uint8).numpy().tobytes()
     path.write_bytes(content)
     order = data.draw(st.permutations(pieces))
-    source = TensorSource("x", shape, dtype, tuple(order), shape)
-    blocks = [block.clone() for block in source.blocks(data.draw(st.integers(1, 40)))]
-    assert torch.cat(blocks).view(shape).equal(whole)
+    element_type = BY_NAME[str(dtype).removeprefix("torch.")]
+    source = TensorSource("x", shape, element_type, tuple(order), shape)
+    blocks = [block.tobytes() for block in source.blocks(data.draw(st.integers(1, 40)))]
+    assert b"".join(blocks) == whole.view(-1).view(torch.uint8).numpy().tobytes()
     with pytest.raises(UserError, match="elements in the checkpoint"):
-        list(TensorSource("x", shape, dtype, tuple(order[1:]), shape).blocks())
+        list(TensorSource("x", shape, element_type, tuple(order[1:]), shape).blocks())
 
 
 @pytest.fixture
@@ -69,12 +70,12 @@ def saved(tmp_path):
     return CheckpointStore(tmp_path / "store"), tensors
 
 
-def export(store, out, policy=FP32, workers=2):
+def export(store, out, policy=FP32, workers=2, identity="one"):
     with folder_in_the_making(out, "out") as part:
-        sources = model_sources(SafeReader(store.path(1) / "state"))
+        sources = model_sources(store.path(1))
         check = ReadCheck(store.path(1), store.manifest(1))
         check.files()
-        written = export_weights(sources, part, policy, 25_000, workers, "one", check.pieces)
+        written = export_weights(sources, part, policy, 25_000, workers, identity, check.pieces)
         (part / "config.json").write_text("{}")
     return written
 
@@ -97,7 +98,7 @@ def test_written_tensors_are_those_of_the_store(saved, tmp_path, workers):
 
 def test_named_tensors_stay_in_fp32(saved, tmp_path):
     store, tensors = saved
-    export(store, tmp_path / "out", DtypePolicy(torch.bfloat16, ("[ab]", "f*")))
+    export(store, tmp_path / "out", DtypePolicy(BFLOAT16, ("[ab]", "f*")))
     found = values(tmp_path / "out")
     assert {name for name, value in found.items() if value.dtype == torch.float32} == {"a", "b", "f"}
     assert all(found[name].equal(value.to(found[name].dtype)) for name, value in tensors.items())
@@ -150,8 +151,14 @@ def test_a_kept_file_that_was_damaged_is_made_again(saved, tmp_path):
 def test_files_of_another_export_are_not_kept(saved, tmp_path):
     store, tensors = saved
     killed_export(store, tmp_path / "out", 2)
-    assert export(store, tmp_path / "out", DtypePolicy(torch.bfloat16)).kept_files == []
+    assert export(store, tmp_path / "out", DtypePolicy(BFLOAT16)).kept_files == []
     assert all(values(tmp_path / "out")[n].equal(value.to(torch.bfloat16)) for n, value in tensors.items())
+
+
+def test_files_of_another_checkpoint_of_the_same_shapes_are_not_kept(saved, tmp_path):
+    store, _ = saved
+    killed_export(store, tmp_path / "out", 2)
+    assert export(store, tmp_path / "out", identity="two").kept_files == []
 
 
 def test_a_tensor_that_reads_back_as_another_is_named(saved, tmp_path, monkeypatch):

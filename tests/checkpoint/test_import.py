@@ -14,7 +14,10 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from cpt_dist.checkpoint.import_checkpoint import import_checkpoint
+from cpt_dist.checkpoint.expected_weights import expected_by_files, expected_by_model
+from cpt_dist.checkpoint.export_weights import WorkerKilledError
+from cpt_dist.checkpoint.import_checkpoint import OtherModelError, find_checkpoint, import_checkpoint
+from cpt_dist.checkpoint.model_behind import ModelBehind
 from cpt_dist.errors import UserError
 from tests.helpers.models import tiny_qwen2
 from tests.helpers.tiny_run import write_tokenizer
@@ -67,6 +70,50 @@ def test_imported_weights_are_those_of_the_live_model(others, tmp_path, trainer)
     assert done.found.num_steps == (None if trainer == "accelerate" else 2)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert all(value.equal(live[name]) for name, value in plain.named_parameters())
+
+
+@pytest.mark.parametrize("trainer", ["zero3", "zero2", "trainer"])
+def test_names_from_the_headers_of_the_base_find_what_the_architecture_finds(others, trainer):
+    by_files, by_model = expected_by_files(others / "base"), expected_by_model(others / "base")
+    place = others / PLACES[trainer]
+    assert find_checkpoint(place, by_files).sources == find_checkpoint(place, by_model).sources
+
+
+def test_two_copies_of_a_tied_weight_are_left_to_the_architecture(others):
+    with pytest.raises(OtherModelError, match=r"lm_head.weight', which the config doesn't"):
+        find_checkpoint(others / "accelerate", expected_by_files(others / "base"))
+
+
+def test_a_base_without_weights_gives_the_same_import(others, tmp_path):
+    shutil.copytree(others / "base", tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert expected_by_files(tmp_path / "base") is None
+    imported(others / "zero3", tmp_path / "base", tmp_path / "model", check_logits=False)
+    live = load_file(others / "zero3" / "live.safetensors")
+    assert all(value.equal(live[name]) for name, value in weights(tmp_path / "model").items())
+
+
+def test_a_checkpoint_that_was_written_anew_is_not_taken_for_the_interrupted_one(others, tmp_path, monkeypatch):
+    state = load_file(others / "accelerate" / "live.safetensors")
+    dcp.save(state, checkpoint_id=tmp_path / "saved", no_dist=True)
+
+    def killed(*_):
+        raise WorkerKilledError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelBehind, "has_finite_logits", killed)
+        with pytest.raises(WorkerKilledError):
+            imported(tmp_path / "saved", others / "base", tmp_path / "model")
+    again = {name: value + 1 for name, value in state.items()}
+    dcp.save(again, checkpoint_id=tmp_path / "saved", no_dist=True)
+    assert imported(tmp_path / "saved", others / "base", tmp_path / "model").kept_files == []
+    assert all(value.equal(again[name]) for name, value in weights(tmp_path / "model").items())
+
+
+def test_files_that_are_not_laid_out_as_zero_are_refused_on_one_line(others, tmp_path):
+    shutil.copytree(others / "zero3" / "global_step2", tmp_path / "copy")
+    torch.save({"optimizer_state_dict": {}}, tmp_path / "copy" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    with pytest.raises(UserError, match=r"not laid out as ZeRO's \(KeyError 'zero_stage'\)"):
+        imported(tmp_path / "copy", others / "base", tmp_path / "model")
 
 
 def test_the_command_says_what_is_not_taken_over(others, tmp_path):

@@ -1,0 +1,187 @@
+"""The readers that do without torch see in torch's files what torch sees, and refuse what is no such file."""
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from cpt_dist.checkpoint.dcp_index import dcp_sources
+from cpt_dist.checkpoint.element_types import BY_NAME, WRITTEN, converted
+from cpt_dist.checkpoint.torch_file import StoredTensor, read_torch_file
+from cpt_dist.errors import UserError
+
+TYPES = {name: getattr(torch, name) for name in BY_NAME}
+
+
+def raw(tensor):
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def tensors():
+    values = torch.arange(60).view(5, 12) - 30
+    return {name: values.to(kind) for name, kind in TYPES.items()} | {"empty": torch.empty(0, 3)}
+
+
+def test_every_type_in_a_file_of_torch_save_is_read_as_torch_reads_it(tmp_path):
+    path = tmp_path / "file.pt"
+    torch.save(tensors() | {"view": torch.arange(100.0)[10:22].view(3, 4)}, path)
+    stored, theirs = read_torch_file(path), torch.load(path, weights_only=True)
+    content = path.read_bytes()
+    for name, tensor in theirs.items():
+        one = stored[name]
+        assert (one.shape, one.dtype.name) == (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        assert content[one.offset : one.offset + one.numel * one.dtype.itemsize] == raw(tensor)
+
+
+def test_every_type_in_a_distributed_checkpoint_is_read_as_torch_reads_it(tmp_path):
+    dcp.save(tensors(), checkpoint_id=tmp_path, no_dist=True)
+    theirs = {name: torch.zeros_like(tensor) for name, tensor in tensors().items()}
+    dcp.load(theirs, checkpoint_id=tmp_path, no_dist=True)
+    sources = dcp_sources(tmp_path)
+    assert sources.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert (sources[name].shape, sources[name].dtype.name) == (
+            tuple(tensor.shape),
+            str(tensor.dtype).removeprefix("torch."),
+        )
+        assert b"".join(block.tobytes() for block in sources[name].blocks(16)) == raw(tensor)
+
+
+@pytest.mark.parametrize("target", WRITTEN)
+@pytest.mark.parametrize("source", ["float32", "bfloat16", "float16", "float64"])
+def test_conversions_round_as_torch_does(source, target):
+    generator = np.random.default_rng(0)
+    kind, width = TYPES[source], BY_NAME[source].itemsize
+    bits = generator.integers(0, 1 << 16, 400_000 * width // 2, dtype=np.uint16).tobytes()
+    special = torch.tensor(
+        [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 3.3e38, 1.0, 1 + 2**-8, 1 + 3 * 2**-8]
+    )
+    values = torch.cat([torch.frombuffer(bytearray(bits), dtype=kind), special.to(kind)])
+    ours = converted(np.frombuffer(raw(values), BY_NAME[source].raw), BY_NAME[source], WRITTEN[target])
+    theirs = values.to(TYPES[WRITTEN[target].name])
+    found = torch.from_numpy(ours.view(f"i{WRITTEN[target].itemsize}").copy()).view(theirs.dtype)
+    assert found.isnan().equal(theirs.isnan())
+    number = ~theirs.isnan()
+    integer = torch.int16 if target == "bf16" else torch.int32
+    assert found.view(integer)[number].equal(theirs.view(integer)[number])
+
+
+class Harm:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_an_index_that_names_another_class_is_refused_and_not_run(tmp_path):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Harm(tmp_path / "harm")))
+    with pytest.raises(UserError, match=r"mkdir has no place in a checkpoint's index"):
+        dcp_sources(tmp_path)
+    assert not (tmp_path / "harm").exists()
+
+
+def rewritten(path, change):
+    """The same archive with its pickle, or all of its members, changed by `change(name, content)`."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members:
+            archive.writestr(name, change(name, content))
+
+
+def one_line(error):
+    return len(error.value.problems) == 1 and "\n" not in error.value.problems[0]
+
+
+def test_a_storage_shorter_than_its_tensor_is_refused(tmp_path):
+    path = tmp_path / "file.pt"
+    torch.save({"first": torch.ones(64), "second": torch.ones(64)}, path)
+    rewritten(path, lambda name, content: content[:-4] if name.endswith("data/0") else content)
+    with pytest.raises(UserError, match=r"shape \[64\] has only 252 bytes") as error:
+        read_torch_file(path)
+    assert one_line(error)
+
+
+@pytest.mark.parametrize("size", [-1, 1 << 40])
+def test_a_tensor_of_an_impossible_size_is_refused(tmp_path, size):
+    path, storage = tmp_path / "file.pt", object()
+    torch.save(torch.ones(7), path)
+
+    class Sized(pickle.Pickler):
+        def persistent_id(self, value):
+            return ("storage", torch.FloatStorage, "0", "cpu", 7) if value is storage else None
+
+    class Tensor:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (storage, 0, (size,), (1,), False, {})
+
+    out = io.BytesIO()
+    Sized(out, 2).dump(Tensor())
+    rewritten(path, lambda name, content: out.getvalue() if name.endswith("data.pkl") else content)
+    with pytest.raises(UserError, match="a tensor of shape") as error:
+        read_torch_file(path)
+    assert one_line(error)
+
+
+def damaged(content, num_changed, every):
+    """Cuts of `content`, one every so many bytes, and copies with a flipped bit."""
+    yield from (content[:length] for length in range(0, len(content), every))
+    generator = np.random.default_rng(0)
+    for _ in range(num_changed):
+        copy = bytearray(content)
+        copy[generator.integers(len(content))] ^= 1 << generator.integers(8)
+        yield bytes(copy)
+
+
+def problem_of(read):
+    """The line of a refusal; None where something was read."""
+    try:
+        read()
+    except UserError as error:
+        [line] = error.problems
+        return line
+    return None
+
+
+def test_a_damaged_file_of_torch_save_is_refused_on_one_line_and_never_read_where_it_is_cut(tmp_path):
+    path = tmp_path / "file.pt"
+    torch.save({"a": torch.arange(8.0), "b": {"c": torch.ones(2, 3, dtype=torch.bfloat16)}, "d": 3}, path)
+    content = path.read_bytes()
+    for one in damaged(content, num_changed=150, every=29):
+        path.write_bytes(one)
+        line = problem_of(lambda: read_torch_file(path))
+        assert "\n" not in (line or "")
+        assert line or len(one) == len(content), "a truncated archive was read"
+
+
+def test_a_damaged_index_is_refused_on_one_line(tmp_path):
+    dcp.save({"a": torch.arange(8.0), "b": torch.ones(2, 3)}, checkpoint_id=tmp_path, no_dist=True)
+    path = tmp_path / ".metadata"
+    for one in damaged(path.read_bytes(), num_changed=150, every=29):
+        path.write_bytes(one)
+        line = problem_of(lambda: [list(source.blocks()) for source in dcp_sources(tmp_path).values()])
+        assert "\n" not in (line or "")
+
+
+def test_a_class_in_a_file_of_torch_save_becomes_an_inert_record(tmp_path):
+    path = tmp_path / "file.pt"
+    torch.save({"weights": torch.ones(2), "client": Harm(tmp_path / "harm")}, path)
+    assert isinstance(read_torch_file(path)["weights"], StoredTensor)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_moving_weights_imports_no_torch():
+    modules = "consolidate, import_checkpoint, model_behind, read_check"
+    code = f"import sys; from cpt_dist.checkpoint import {modules}; print('torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr
