@@ -3,12 +3,14 @@
 import io
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -132,6 +134,16 @@ def test_a_tensor_of_an_impossible_size_is_refused(tmp_path, size):
     assert one_line(error)
 
 
+@pytest.fixture
+def little_memory():
+    """At most 2 GB more than now, since a changed byte of a pickle can ask for any amount."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def damaged(content, num_changed, every):
     """Cuts of `content`, one every so many bytes, and copies with a flipped bit."""
     yield from (content[:length] for length in range(0, len(content), every))
@@ -152,7 +164,7 @@ def problem_of(read):
     return None
 
 
-def test_a_damaged_file_of_torch_save_is_refused_on_one_line_and_never_read_where_it_is_cut(tmp_path):
+def test_a_damaged_file_of_torch_save_is_refused_on_one_line_and_never_read_where_it_is_cut(tmp_path, little_memory):
     path = tmp_path / "file.pt"
     torch.save({"a": torch.arange(8.0), "b": {"c": torch.ones(2, 3, dtype=torch.bfloat16)}, "d": 3}, path)
     content = path.read_bytes()
@@ -163,7 +175,7 @@ def test_a_damaged_file_of_torch_save_is_refused_on_one_line_and_never_read_wher
         assert line or len(one) == len(content), "a truncated archive was read"
 
 
-def test_a_damaged_index_is_refused_on_one_line(tmp_path):
+def test_a_damaged_index_is_refused_on_one_line(tmp_path, little_memory):
     dcp.save({"a": torch.arange(8.0), "b": torch.ones(2, 3)}, checkpoint_id=tmp_path, no_dist=True)
     path = tmp_path / ".metadata"
     for one in damaged(path.read_bytes(), num_changed=150, every=29):
