@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cpt_dist.model.folder import read_model_config
 
@@ -48,7 +49,8 @@ def expected_by_files(folder: Path) -> Expected | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     num_tables = sum(len(shape) == 2 and shape[0] == config.get("vocab_size") for shape in shapes.values())
-    if num_tables != {True: 1, False: 2}.get(config.get("tie_word_embeddings")):
+    tables_wanted: dict[Any, int] = {True: 1, False: 2}
+    if num_tables != tables_wanted.get(config.get("tie_word_embeddings")):
         return None
     return Expected({name: {name} for name in shapes}, shapes, ties_unknown=True)
 

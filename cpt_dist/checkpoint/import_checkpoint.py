@@ -148,7 +148,7 @@ def _check_tied(held: list[TensorSource], folder: Path) -> None:
 def _checksum(source: TensorSource) -> str:
     digest = xxhash.xxh3_64()
     for block in source.blocks():
-        digest.update(block)
+        digest.update(block.data)
     return digest.hexdigest()
 
 
