@@ -397,14 +397,14 @@ def rates(peer: Any, job: dict[str, Any]) -> list[float]:
     """Tokens per CPU second of each of the job's repeats."""
     rows = peer.start(job["num_samples"], 0, False)
     result = []
-    num_batches = max(1, job["tokens"] // (MICRO_BATCH * job["seq_len"]))
     for _ in range(job["repeats"] + 1):
-        begin = time.process_time()
-        for _ in range(num_batches):
+        tokens, begin = 0, time.process_time()
+        while time.process_time() - begin < job["seconds"]:
             batch, _lengths = collated(list(itertools.islice(rows, MICRO_BATCH)))
             assert str(batch.dtype).endswith("int64"), batch.dtype
             assert batch.shape[0] == MICRO_BATCH, batch.shape
-        result.append(num_batches * MICRO_BATCH * job["seq_len"] / (time.process_time() - begin))
+            tokens += MICRO_BATCH * job["seq_len"]
+        result.append(tokens / (time.process_time() - begin))
     return result[1:]  # the first finds pages and caches cold
 
 

@@ -79,7 +79,7 @@ def own_rates(job: dict[str, Any]) -> dict[str, Any]:
     steps, rates = own_steps(job), []
     for _ in range(job["repeats"] + 1):
         tokens, begin = 0, time.process_time()
-        while tokens < job["tokens"]:
+        while time.process_time() - begin < job["seconds"]:
             tokens += sum(batch.num_tokens for batch in next(steps))
         rates.append(tokens / (time.process_time() - begin))
     return {"rates": rates[1:]}
@@ -122,17 +122,19 @@ def bare_gather(job: dict[str, Any]) -> dict[str, Any]:
     files = [np.asarray(np.load(source["tokens"], mmap_mode="r")) for source in job["sources"]]
     length, rates = job["seq_len"], []
     generator = np.random.default_rng(0)
-    chosen = generator.choice(4, size=job["tokens"] // length // MICRO_BATCH * MICRO_BATCH, p=WEIGHTS)
+    chosen = generator.choice(4, size=64 * BATCH_ROWS, p=WEIGHTS)
     rows = [(int(number), int(generator.integers(0, len(files[number]) - length))) for number in chosen]
     for _ in range(job["repeats"] + 1):
-        begin = time.process_time()
-        step: list[np.ndarray] = []
-        for first in range(0, len(rows), MICRO_BATCH):
-            batch = np.empty((MICRO_BATCH, length), dtype=np.int64)
-            step = [*step, batch] if first % BATCH_ROWS else [batch]
-            for place, (number, start) in enumerate(rows[first : first + MICRO_BATCH]):
-                batch[place] = files[number][start : start + length]
-        rates.append(len(rows) * length / (time.process_time() - begin))
+        tokens, begin = 0, time.process_time()
+        while time.process_time() - begin < job["seconds"]:
+            step: list[np.ndarray] = []
+            for first in range(tokens // length % len(rows), tokens // length % len(rows) + BATCH_ROWS, MICRO_BATCH):
+                batch = np.empty((MICRO_BATCH, length), dtype=np.int64)
+                for place, (number, start) in enumerate(rows[first : first + MICRO_BATCH]):
+                    batch[place] = files[number][start : start + length]
+                step.append(batch)
+            tokens += sum(batch.size for batch in step)
+        rates.append(tokens / (time.process_time() - begin))
     return {"rates": rates[1:]}
 
 
@@ -179,7 +181,7 @@ class Benchmark:
             "weights": WEIGHTS,
             "separator": manifest["tokenizer"]["separator_id"],
             "repeats": 3 if arguments.quick else 5,
-            "tokens": 2_000_000 if arguments.quick else 8_000_000,
+            "seconds": 0.4 if arguments.quick else 1.0,
             "timeout": 30 if arguments.quick else 300,
             "work": str(work),
             "seq_len": 4096,
@@ -289,7 +291,7 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a quarter of the tokens, medians of 3, shorter runs of peers, each job at most 30 CPU seconds",
+        help="0.4 CPU seconds a measurement, medians of 3, shorter runs of peers, each job at most 30 CPU seconds",
     )
     parser.add_argument("--ours-only", action="store_true", help="without peers")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "cache" / "peers")

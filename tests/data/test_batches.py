@@ -94,7 +94,7 @@ def test_a_batch_has_the_types_that_the_model_takes():
     assert (batch.cu_seqlens.dtype, batch.doc_ids.dtype) == (torch.int32, torch.uint8)
     assert batch.doc_ids.shape == (len(batch.cu_seqlens) - 1, 16)
     moved = batch.to("meta")
-    assert moved.labels.device.type == "meta"
+    assert moved.labels.device.type == moved.position_ids.device.type == "meta"
     assert moved.sample_ids.device.type == "meta"
 
 

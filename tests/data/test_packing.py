@@ -120,3 +120,13 @@ def test_offsets_beyond_what_doubles_hold_are_found():
 
 def test_documents_that_are_neighbours_in_the_shard_are_one_span():
     assert make_plan(MemorySource("a", [[5, 4, 6, 2]], selected=[[0, 1, 3]]), 16).row(0) == Row(0, ((0, 9), (15, 17)))
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+@pytest.mark.parametrize("selected", [None, [[0, 2], [1]]])
+def test_rows_looked_up_together_are_those_looked_up_alone(packing, selected):
+    plan = make_plan(MemorySource("a", [[5, 9, 3], [17, 4]], selected=selected), 8, packing)
+    index = np.array([plan.num_rows - 1, 0, *range(plan.num_rows)])
+    assert plan.rows(index) == [plan.row(one) for one in index.tolist()]
+    with pytest.raises(IndexError):
+        plan.rows(np.array([0, plan.num_rows]))

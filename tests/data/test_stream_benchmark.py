@@ -1,5 +1,7 @@
 """Promises of benchmarks/stream.py and simulate.py that need no peer and no cluster."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ def job(tmp_path):
         documents = [generator.integers(1, 999, size).tolist() for size in generator.integers(1, 900, 200)]
         texts = [f"document {index} of {number}" for index in range(len(documents))]
         stream_data.write_source(sources[number], texts, documents, separator=0)
-    return {"sources": sources, "seq_len": 4096, "at": 0, "tokens": 4096 * 64, "repeats": 1}
+    return {"sources": sources, "seq_len": 4096, "at": 0, "seconds": 0.05, "repeats": 1}
 
 
 def test_own_jobs_read_the_sources_and_answer_what_is_asked(job):
@@ -43,6 +45,11 @@ def test_a_ratio_above_one_means_that_ours_is_better():
     benchmark.row("time", "CPU-s", 6.0, 2.0, "peer", higher=False)
     benchmark.row("time", "CPU-s", 6.0, None, "peer", higher=False)
     assert [row["ratio"] for row in benchmark.rows] == [3.0, pytest.approx(1 / 3), None]
+
+
+def test_a_job_that_takes_too_long_is_stopped_and_said_to_be(tmp_path):
+    with pytest.raises(RuntimeError, match="not done after"):
+        stream.run_job([sys.executable, "-c", "while True: pass"], {"timeout": 1}, tmp_path)
 
 
 def test_the_simulator_finds_a_small_plan_exact_at_every_point():
