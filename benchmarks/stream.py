@@ -117,7 +117,8 @@ def own_attempts(job: dict[str, Any]) -> dict[str, str]:
 def bare_gather(job: dict[str, Any]) -> dict[str, Any]:
     """Rows at random places of the four mapped files, copied into a new int64 array for each 8, and nothing else.
 
-    As all who deliver steps, it holds the arrays of one step of 64 rows while it fills them.
+    With `job["held"]` the arrays of a step of 64 rows are kept until it is whole, as a loader's are, so the allocator
+    gives fresh memory; else each array is freed for the next, whose memory is then still in the processor's cache.
     """
     files = [np.asarray(np.load(source["tokens"], mmap_mode="r")) for source in job["sources"]]
     length, rates = job["seq_len"], []
@@ -128,12 +129,14 @@ def bare_gather(job: dict[str, Any]) -> dict[str, Any]:
         tokens, begin = 0, time.process_time()
         while time.process_time() - begin < job["seconds"]:
             step: list[np.ndarray] = []
-            for first in range(tokens // length % len(rows), tokens // length % len(rows) + BATCH_ROWS, MICRO_BATCH):
+            at = tokens // length % len(rows)
+            for first in range(at, at + BATCH_ROWS, MICRO_BATCH):
                 batch = np.empty((MICRO_BATCH, length), dtype=np.int64)
                 for place, (number, start) in enumerate(rows[first : first + MICRO_BATCH]):
                     batch[place] = files[number][start : start + length]
-                step.append(batch)
-            tokens += sum(batch.size for batch in step)
+                tokens += batch.size
+                if job["held"]:
+                    step.append(batch)
         rates.append(tokens / (time.process_time() - begin))
     return {"rates": rates[1:]}
 
@@ -205,10 +208,11 @@ class Benchmark:
         """Measure ours, then each peer."""
         speeds = {length: statistics.median(self.own("rates", seq_len=length)["rates"]) for length in LENGTHS}
         for length in LENGTHS:
-            bare = statistics.median(self.own("bare", seq_len=length)["rates"])
-            self.row(f"throughput, rows of {length}", "tokens/CPU-s", speeds[length], bare, "bare gather", True)
             packed = statistics.median(self.own("rates", seq_len=length, packing=BEST_FIT)["rates"])
-            self.row(f"throughput, rows of {length}, best_fit", "tokens/CPU-s", packed, bare, "bare gather", True)
+            for held, name in ((False, "bare gather, one array"), (True, "bare gather, step held")):
+                bare = statistics.median(self.own("bare", seq_len=length, held=held)["rates"])
+                self.row(f"throughput, rows of {length}", "tokens/CPU-s", speeds[length], bare, name, True)
+                self.row(f"throughput, rows of {length}, best_fit", "tokens/CPU-s", packed, bare, name, True)
         begun, resumed = self.own("first"), self.own("first", at=NUM_SAMPLES // 2)
         self.asked["cpt_dist"] = self.own("attempts")
         if self.arguments.ours_only:

@@ -19,7 +19,7 @@ def job(tmp_path):
         documents = [generator.integers(1, 999, size).tolist() for size in generator.integers(1, 900, 200)]
         texts = [f"document {index} of {number}" for index in range(len(documents))]
         stream_data.write_source(sources[number], texts, documents, separator=0)
-    return {"sources": sources, "seq_len": 4096, "at": 0, "seconds": 0.05, "repeats": 1}
+    return {"sources": sources, "seq_len": 4096, "at": 0, "seconds": 0.05, "held": True, "repeats": 1}
 
 
 def test_own_jobs_read_the_sources_and_answer_what_is_asked(job):
