@@ -90,7 +90,7 @@ class SourceConfig:
     label_field: str | None = None
     """Field of a raw record that holds the document's label, a short text such as code or math."""
     strata: StrataConfig | None = None
-    """How the source is parted by a score, length or label (docs/data.md); read by training, not by prepare."""
+    """How the source is parted by a score, length or label (docs/mixtures.md); read by training, not by prepare."""
     grow: bool = False
     """Let prepare append what is new in `raw` to a complete source, as its next generation (docs/data.md)."""
 
@@ -198,7 +198,7 @@ class StageConfig:
     Shares are normalised at every point; two points at one progress make a step. A source with strata also takes
     {share: …, strata: {name: …}}; without that its strata are read in proportion to their tokens."""
     curriculum: CurriculumConfig | None = None
-    """How the shares come to `mixture` over the stage (docs/data.md); default: they are those of `mixture`."""
+    """How the shares come to `mixture` over the stage (docs/mixtures.md); default: they are those of `mixture`."""
     packing: str = CONCAT
     """How documents become rows: concat (laid end to end and cut every seq_len), best_fit (one that fits into a row is
     never cut; arXiv 2404.10830) or structural (best_fit that cuts longer ones at ends of paragraphs and lines)."""

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from cpt_dist import config as schema
 from cpt_dist.config import CptConfig, SourceConfig, StageConfig, mixture_knots, parse_quantity
 from cpt_dist.errors import UserError
+from cpt_dist.strata_config import StrataConfig
 from cpt_dist.validation import validate
 
 CONFIGS = Path(schema.__file__).resolve().parents[1] / "configs"
@@ -247,3 +248,125 @@ def test_an_impossible_way_of_fetching_is_named(field, value, message):
     with pytest.raises(UserError) as caught:
         validate(config)
     assert [f"data.{field}: " in problem and message in problem for problem in caught.value.problems] == [True]
+
+
+def with_strata(strata, mixture=None, curriculum=None, **fields):
+    """A configuration whose source legal has strata, with wiki beside it."""
+    config = good()
+    config.data.sources = {"legal": SourceConfig(raw=["raw"], **fields), "wiki": SourceConfig(raw=["raw"])}
+    config.data.sources["legal"].strata = StrataConfig(**strata) if strata is not None else None
+    config.stages[0].mixture = mixture or {"legal": 0.7, "wiki": 0.3}
+    if curriculum is not None:
+        config.stages[0].curriculum = schema.CurriculumConfig(**curriculum)
+    return config
+
+
+def problems_of(config):
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("strata", "expected"),
+    [
+        ({"by": "qualty", "edges": [1.0]}, ["by: 'qualty' is not stored; did you mean 'quality'?"]),
+        ({"by": "label"}, ["by: 'label' is not stored; known: length, quality, or set label_field"]),
+        ({"by": "age", "edges": [1.0]}, ["or add score_fields.age"]),
+        ({}, ["edges [] and quantiles 0: give one of the two"]),
+        ({"edges": [5.0], "quantiles": 3}, ["edges [5.0] and quantiles 3: give one of the two"]),
+        ({"edges": [5.0, 5.0]}, ["edges: [5.0, 5.0] must be numbers that rise"]),
+        ({"edges": [math.nan]}, ["edges: [nan] must be numbers that rise"]),
+        ({"quantiles": 1}, ["quantiles: 1 must be at least 2"]),
+        ({"edges": [5.0], "names": ["a"]}, ["names: ['a'] are 1 names for 2 strata"]),
+        ({"edges": [5.0], "names": ["a/b", "unscored"]}, ["'a/b' can't name a stratum", "'unscored' is kept for"]),
+        ({"edges": [5.0], "names": ["a", "a"], "labels": {"x": ["y"]}}, ["read with by=label only", "'a' is there"]),
+    ],
+)
+def test_wrong_strata_are_all_named(strata, expected):
+    problems = problems_of(with_strata(strata, score_fields={"quality": "q"}))
+    assert len(problems) == len(expected)
+    for problem, part in zip(problems, expected, strict=True):
+        assert problem.startswith("data.sources.legal.strata.")
+        assert part in problem
+
+
+def test_wrong_strata_by_label_are_all_named():
+    labels = {"think": ["math", "code"], "unscored": ["math"], "none": []}
+    strata = {"by": "label", "labels": labels, "edges": [1.0], "quantiles": 2, "names": ["a"]}
+    assert problems_of(with_strata(strata, label_field="kind")) == [
+        f"data.sources.legal.strata.{problem}"
+        for problem in (
+            "edges: it is not read with by=label; take it out",
+            "quantiles: it is not read with by=label; take it out",
+            "names: it is not read with by=label; take it out",
+            "labels: 'math' is in two strata; each label goes into one",
+            "labels.none: it names no label",
+            "labels: 'unscored' is kept for documents without a value",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"score_fields": {"length": "n"}}, "score_fields: 'length: n' is no name of a score and its field"),
+        ({"score_fields": {"a b": "n"}}, "score_fields: 'a b: n' is no name of a score and its field"),
+        ({"score_fields": {"quality": ""}}, "score_fields: 'quality: ' is no name of a score and its field"),
+        ({"label_field": "kind", "import_format": "mds"}, "token data (import_format) has no score_fields or label"),
+    ],
+)
+def test_a_wrong_field_of_scores_or_labels_is_named(fields, named):
+    (problem,) = problems_of(with_strata(None, **fields))
+    assert problem.startswith(f"data.sources.legal{'.' if 'score_fields: ' in named else ': '}{named}")
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"shar": 1, "strata": {"low": 1}}, ["legal.shar: an entry has share and strata; did you", "it has no share"]),
+        ({"share": 1, "strata": {}}, ["legal.strata: {} is no mapping of strata to shares"]),
+        ({"share": 1, "strata": 3}, ["legal.strata: 3 is no mapping of strata to shares"]),
+        ({"share": 1, "strata": {"hig": 1}}, ["legal.strata: there is no 'hig'; did you mean 'high'?"]),
+        ({"share": 1, "strata": {"low": -1, "high": 1}}, ["mixture.legal: "]),
+        ({"share": 1, "strata": {"low": 0, "high": 0}}, ["mixture.legal: "]),
+        ({"share": -1, "strata": {"low": 1}}, ["-1"]),
+    ],
+)
+def test_a_wrong_nested_entry_of_a_mixture_is_named(entry, expected):
+    problems = problems_of(with_strata({"edges": [9.0]}, {"legal": entry, "wiki": 1}))
+    assert len(problems) == len(expected)
+    for problem, part in zip(problems, expected, strict=True):
+        assert problem.startswith("stages.0 ('main'): ")
+        assert part in problem
+
+
+def test_nested_entries_of_two_sources_are_all_named_at_once():
+    config = with_strata({"edges": [9.0]}, {"legal": {"share": 1, "strata": {"hig": 1}}})
+    config.stages[0].mixture["wiki"] = {"share": 1, "strata": {"low": 1}}
+    unknown, none = problems_of(config)
+    assert "there is no 'hig'" in unknown
+    assert "mixture.wiki.strata: source 'wiki' has none; set data.sources.wiki.strata" in none
+
+
+@pytest.mark.parametrize("share", [1, [[0, 1], [1, 0.5]]])
+def test_nested_entries_may_name_labels_and_what_has_no_value(share):
+    mixture = {"legal": {"share": share, "strata": {"think": 2, "other": 1, "unscored": 0}}, "wiki": 1}
+    validate(with_strata({"by": "label", "labels": {"think": ["math"]}}, mixture, label_field="kind"))
+    mixture["legal"]["strata"]["any label"] = 1
+    validate(with_strata({"by": "label"}, mixture, label_field="kind"))
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "named"),
+    [
+        (["legal/hig", "legal/low"], "'legal/hig': there is no 'hig'; did you mean 'high'?"),
+        (["wiki/low", "legal/low"], "'wiki/low': source 'wiki' has no strata; set data.sources.wiki.strata"),
+        (["legal", "legal/low"], "buckets: source 'legal' has strata; name those, as in legal/unscored"),
+        (["legal/low", "legal/unscored"], "'legal/unscored' has share 0 in mixture"),
+    ],
+)
+def test_a_curriculum_with_a_wrong_stratum_is_named(curriculum, named):
+    mixture = {"legal": {"share": 1, "strata": {"low": 1, "high": 1}}, "wiki": 1}
+    problems = problems_of(with_strata({"edges": [9.0]}, mixture, {"name": "quality_first", "buckets": curriculum}))
+    assert any(problem.startswith("stages.0 ('main').curriculum.") and named in problem for problem in problems)

@@ -254,6 +254,9 @@ def _id_of_text(path: str) -> str:
 
 def main(words: Sequence[str]) -> None:
     """Answer one question and print it; raises UserError for a user's mistake."""
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return
     given = _arguments(words)
     ledger = Ledger.open(given["run_dir"], given.get("shards"))
     from cpt_dist.data.ledger_display import show_document, show_steps

@@ -78,7 +78,7 @@ def show_document(answer: dict[str, Any], num_shown: int) -> None:
         console.print(Text(f"taken down from sample {answer['taken_down_from']} on"))
     for place in answer["places"]:
         console.print(Text(f"source '{_name(place)}', licence {place['licence']}, from ") + _origin(place))
-        seen = f"read {place['times_read']:.4g} times" if place["read"] else "not read yet"
+        seen = f"read {place['times_read']:.4g} times" if place["read"] else "not read"
         console.print(f"{place['tokens']:,} tokens; {seen} in {answer['steps_done']} steps", soft_wrap=True)
         columns = ("step", "sample", "epoch", "tokens from", "to", "when")
         table = _table("readings", {name: name != "when" for name in columns})

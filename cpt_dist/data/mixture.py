@@ -3,7 +3,7 @@
 Each source has a real target T_i(n), the integral of its weight, and a binary tree of roundings turns the targets into
 counts that sum to n, never fall, and stay within `Quotas.error_bound` of the target at every n; nothing is drawn and
 nothing is remembered. The idea is the closed-form blend of grain (`transformations/mix.py`), put on a tree and on
-weights that move (see docs/data.md for the proof).
+weights that move (see docs/mixtures.md for the proof).
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def worst_error(quotas: Quotas) -> float:
 
 
 def main() -> None:
-    """Print bound and measured worst error for the mixtures of docs/data.md."""
+    """Print bound and measured worst error for the mixtures of docs/mixtures.md."""
     generator = np.random.default_rng(5)
     mixtures = {
         "3 (7:2:1)": [7.0, 2.0, 1.0],

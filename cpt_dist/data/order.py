@@ -31,7 +31,7 @@ from cpt_dist.data.view_names import by_source, source_of
 from cpt_dist.errors import UserError
 from cpt_dist.files import fingerprint
 
-__all__ = ["ORDER_VERSION", "SampleOrder", "Samples"]
+__all__ = ["ORDER_VERSION", "RowsRead", "SampleOrder", "Samples"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,28 @@ class Samples:
     source: np.ndarray
     row: np.ndarray
     epoch: np.ndarray
+
+
+@dataclass(frozen=True)
+class RowsRead:
+    """Reading of a source's rows of one kind (`StagePlan.rows_key`): `samples` so far, of `num_rows` rows.
+
+    The rows hold `num_tokens` in all, each at most `seq_len`.
+    """
+
+    samples: int
+    num_rows: int
+    num_tokens: int
+    seq_len: int
+
+    def bounds(self, total: int) -> tuple[int, int]:
+        """The least and the most that the samples hold of what all rows hold `total` of: tokens, or targets.
+
+        Exact after whole epochs; within one, `seq_len` for each row that is read, or is yet to be.
+        """
+        epochs, rest = divmod(self.samples, max(1, self.num_rows))
+        least = max(0, total - (self.num_rows - rest) * self.seq_len) if rest else 0
+        return epochs * total + least, epochs * total + min(total, rest * self.seq_len)
 
 
 class SampleOrder:
@@ -241,17 +263,29 @@ class SampleOrder:
             total[self._plan.members[stage]] += samples * self.stages[stage].seq_len
         return total
 
-    def epochs(self, n: int) -> dict[str, dict[RowsKey, float]]:
-        """Source -> `StagePlan.rows_key` -> how often those rows of it were read among the first n samples."""
-        result: dict[str, dict[RowsKey, float]] = {name: {} for name in self.source_names}
+    @property
+    def epoch_tokens(self) -> list[int]:
+        """Tokens in all rows of each source; the same for every packing and length, as none is left out or padded."""
+        return [max([0, *(tokens for _, tokens in source.rows.values())]) for source in self._sources]
+
+    def rows_read(self, n: int) -> dict[str, dict[RowsKey, RowsRead]]:
+        """Source -> `StagePlan.rows_key` -> what of those rows of it the first n samples are."""
+        result: dict[str, dict[RowsKey, RowsRead]] = {name: {} for name in self.source_names}
         for stage, part in self._plan.parts(n):
-            key = self.stages[stage].rows_key
+            key, seq_len = self.stages[stage].rows_key, self.stages[stage].seq_len
             counts = self._plan.of_stage(stage).counts(part)
             for source, samples in zip(self._plan.members[stage].tolist(), counts.tolist(), strict=True):
-                lengths = result[self.source_names[source]]
-                num_rows = max(1, self._sources[source].rows[key][0])
-                lengths[key] = lengths.get(key, 0.0) + samples / num_rows
+                kinds = result[self.source_names[source]]
+                before = kinds[key].samples if key in kinds else 0
+                kinds[key] = RowsRead(before + samples, *self._sources[source].rows[key], seq_len)
         return result
+
+    def epochs(self, n: int) -> dict[str, dict[RowsKey, float]]:
+        """Source -> `StagePlan.rows_key` -> how often those rows of it were read among the first n samples."""
+        return {
+            name: {key: read.samples / max(1, read.num_rows) for key, read in kinds.items()}
+            for name, kinds in self.rows_read(n).items()
+        }
 
     def source_epochs(self, source: str, n: int) -> dict[str, float]:
         """`StagePlan.rows_key` -> how often the rows of a source, in all its views together, were read so far."""

@@ -141,7 +141,10 @@ class PlanCounts:
         """The cap that binds first of those not yet in `capped`; UserError where its policy, or another's, is error."""
         known = {bound.source for bound in self.capped}
         found = []
+        most = self._epochs_at_most() if set(self.caps) - known else {}
         for name in sorted(set(self.caps) - known):
+            if most[name] < self.caps[name].max_epochs:
+                continue  # the search would make the quotas of every stage
             epochs = partial(self.exact_epochs, self._index[name])
             n = last_allowed(epochs, Fraction(self.caps[name].max_epochs), self.starts[-1])
             if n is not None:
@@ -157,6 +160,14 @@ class PlanCounts:
         planned = float(self.exact_epochs(self._index[bound.source], self.starts[-1]))
         name = self.stages[stage].name
         return refusal(bound.source, self.caps[bound.source], bound.n, name, progress, planned)
+
+    def _epochs_at_most(self) -> dict[str, float]:
+        """Source -> a number of epochs that the whole plan doesn't exceed."""
+        total = dict.fromkeys(self._index, 0.0)
+        for stage, names, counts in zip(self.stages, self._names, self._counts, strict=True):
+            for name, samples in zip(names, counts.at_most().tolist(), strict=True):
+                total[name] += samples / max(1, self._rows(name, stage)[0])
+        return total
 
     def exact_epochs(self, source: int, n: int) -> Fraction:
         """How often the source is read by the first n samples, all sequence lengths together."""

@@ -2,7 +2,7 @@
 
 Of a node's first N samples floor(T_left(S^-1(N)) + 1/2) go to its left child and the rest to its right, where S is the
 node's target and T_left its left child's; so counts sum to n, never fall and stay near the targets at every n (proof:
-docs/data.md). All nodes of a level are evaluated in one go. It knows whole numbers only, no stage and no file.
+docs/mixtures.md). All nodes of a level are evaluated in one go. It knows whole numbers only, no stage and no file.
 """
 
 from __future__ import annotations

@@ -149,6 +149,19 @@ class StageCounts:
         segment = self._segment(self._segment_of(n))
         return int(segment.before[source]) + segment.quotas.count_of(source)(n - segment.start)
 
+    def at_most(self) -> np.ndarray:
+        """Samples that no source exceeds in the whole stage: float64 [source], from the schedules alone.
+
+        A segment's largest share of each source at any knot, all along it. Rounding puts a source at most half a sample
+        off for each join of the tree above it, and as much is owed to the next segment: a sample for each source.
+        """
+        total = np.zeros(len(self._per_token))
+        for number, (start, (_, shares)) in enumerate(self._knots):
+            samples = np.array(shares) * np.array([float(rate) for rate in self._per_token])
+            largest = (samples / samples.sum(axis=1, keepdims=True)).max(axis=0)
+            total += (self._end(number) - start) * largest * (1 + 1e-9) + len(total)
+        return total
+
     def targets(self, n: int) -> np.ndarray:
         """What the shares ask for among the first n samples: float64 [source], in samples."""
         segment = self._segment(self._segment_of(n))

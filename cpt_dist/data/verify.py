@@ -182,6 +182,9 @@ def show(reports: Sequence[SourceReport]) -> None:
 
 def main(words: Sequence[str]) -> int:
     """The command: a table of what is whole, a line a problem on the error stream; returns the exit code, 0 or 2."""
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return 0
     try:
         given = _arguments(words)
         names = given["sources"].split(",") if "sources" in given else None

@@ -7,13 +7,13 @@ corrected here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.order import RowsRead, SampleOrder
 from cpt_dist.data.view_names import source_of
 from cpt_dist.training.run import Run
 
@@ -25,12 +25,13 @@ class AccountingError(RuntimeError):
 def checked_accounts(run: Run) -> dict[str, dict[str, Any]]:
     """Source -> what was planned and what was read of it; the same on every rank.
 
-    Planned is what the shares ask for, a fraction: `planned_samples`, `planned_tokens`, `planned_padding`. Read are
-    `samples`, `tokens`, `loss_tokens` (those that were predicted; None where an older checkpoint didn't count them),
-    `padding` (tokens by which rows were shorter than seq_len; they were not computed), what was skipped because it was
-    taken down, and `epochs` by seq_len. Samples that the ledger skips are in none of them. A source with strata or
-    generations has them beneath, under `strata`, and their sums. Raises AccountingError, before the checkpoint is
-    written, with each whose samples differ from the order's count or whose tokens are none that such rows can hold.
+    Planned is what the shares ask for, a fraction: `planned_samples`, and of mean rows `planned_tokens`,
+    `planned_loss_tokens` and `planned_padding`. Read are `samples`, `tokens`, `loss_tokens` (those that were predicted;
+    None where an older checkpoint didn't count them), `padding` (tokens by which rows were shorter than seq_len; they
+    were not computed), what was skipped because it was taken down, and `epochs` by seq_len. Samples that the ledger
+    skips are in none of them. A source with strata or generations has them beneath, under `strata`, and their sums.
+    Raises AccountingError, before the checkpoint is written, with each whose samples differ from the order's count, or
+    whose tokens or loss tokens are none that such rows can hold: after whole epochs that is one number.
     """
     _check(run)
     order, totals, n = run.order, run.totals, run.position
@@ -46,6 +47,7 @@ def checked_accounts(run: Run) -> dict[str, dict[str, Any]]:
             "samples": totals.samples_by_source[number],
             "planned_tokens": tokens_asked[name],
             "tokens": totals.input_tokens_by_source[number],
+            "planned_loss_tokens": tokens_asked[name] * targets / max(1, all_tokens),
             "loss_tokens": loss_tokens[number],
             "planned_padding": full_asked[number] - tokens_asked[name],
             "padding": int(full[number])
@@ -55,7 +57,9 @@ def checked_accounts(run: Run) -> dict[str, dict[str, Any]]:
             "skipped_tokens": totals.skipped_tokens_by_source[number],
             "epochs": _read_epochs(order, partial(_epochs_of, order, name), n),
         }
-        for number, name in enumerate(order.source_names)
+        for number, (name, targets, all_tokens) in enumerate(
+            zip(order.source_names, run.epoch_targets, order.epoch_tokens, strict=True)
+        )
     }
     return {
         source: _source_account(run, source, {name: views[name] for name in views if source_of(name) == source})
@@ -91,7 +95,6 @@ def _read_epochs(order: SampleOrder, epochs: Callable[[int], Mapping[Any, float]
 
 def _check(run: Run) -> None:
     order, totals, n = run.order, run.totals, run.position
-    full = order.skipped.without(order.tokens_of_full_rows, n).tolist()
     wrong = [
         f"source '{name}': {read} samples were read in {run.step} steps, but the plan has {planned}"
         for name, read, planned in zip(
@@ -99,15 +102,31 @@ def _check(run: Run) -> None:
         )
         if read != planned
     ]
+    rows, without = order.rows_read(n), order.skipped.without
+    full, missed = without(order.tokens_of_full_rows, n), order.tokens_of_full_rows(n)
+    missed = missed - full  # what the steps that the ledger skips could have held
     for number, name in enumerate(order.source_names):
-        tokens = totals.input_tokens_by_source[number]
-        predicted = totals.target_tokens_by_source[number] if totals.target_tokens_by_source else 0
-        skipped = totals.skipped_tokens_by_source[number]
-        if not predicted <= tokens <= full[number] - skipped:
+        tokens, skipped = totals.input_tokens_by_source[number], totals.skipped_tokens_by_source[number]
+        least, most = _bounds(rows[name].values(), order.epoch_tokens[number])
+        least, most = max(0, least - int(missed[number])), min(most, int(full[number]))
+        fits, said = least <= tokens + skipped <= most, ""
+        if totals.target_tokens_by_source is not None:
+            predicted = totals.target_tokens_by_source[number]
+            # A document that was taken down takes no more labels with it than it has tokens.
+            fewest, largest = _bounds(rows[name].values(), run.epoch_targets[number])
+            fewest, largest = max(0, fewest - int(missed[number]) - skipped), min(largest, tokens)
+            fits = fits and fewest <= predicted <= largest
+            said = f" ({predicted} of them predicted, of {fewest} to {largest} that can be)"
+        if not fits:
             wrong.append(
-                f"source '{name}': {tokens} tokens, {predicted} of them predicted, and {skipped} skipped ones were "
-                f"read in rows that hold {int(full[number])}"
+                f"source '{name}': {tokens} tokens{said} and {skipped} skipped ones were read in rows that hold "
+                f"{least} to {most}"
             )
     if wrong:
         last = run.store.steps()
         raise AccountingError(f"{'; '.join(wrong)}. No checkpoint is made from this; checkpoints before it: {last}")
+
+
+def _bounds(rows: Iterable[RowsRead], total: int) -> tuple[int, int]:
+    pairs = [read.bounds(total) for read in rows]
+    return sum(least for least, _ in pairs), sum(most for _, most in pairs)

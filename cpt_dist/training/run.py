@@ -26,6 +26,7 @@ from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.plans import make_plan
 from cpt_dist.data.prefetch import Prefetcher
 from cpt_dist.data.shards import Source
+from cpt_dist.data.targets import epoch_targets
 from cpt_dist.engine.base import Engine
 from cpt_dist.engine.distributed import World
 from cpt_dist.errors import UserError
@@ -287,6 +288,11 @@ class Run:
     def stage_ropes(self) -> list[StageRope | None]:
         """The RoPE of each stage; None: the base model's."""
         return stage_ropes(read_model_config(self.config.model.path), self.config.stages)
+
+    @cached_property
+    def epoch_targets(self) -> list[int]:
+        """Tokens of each source that one reading of all its rows predicts."""
+        return [epoch_targets(source) for source in self.sources]
 
     @cached_property
     def learning_rate(self) -> Callable[[int, float], float]:

@@ -110,6 +110,11 @@ def test_a_mistake_is_named(run_dir, words, message):
         main([word.replace("RUN", str(run_dir)) for word in words])
 
 
+def test_help_says_what_to_type(capsys):
+    main(["--help"])
+    assert "python -m cpt_dist.data.ledger run_dir=… steps=1200-1220 | document=ID" in capsys.readouterr().out
+
+
 def test_shards_made_again_are_refused_by_name(run_dir, tmp_path):
     config = corpus_config(tmp_path, {**TEXTS, "news": TEXTS["news"][:90]}, shard_tokens="1500")
     prepare(config)

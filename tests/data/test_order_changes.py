@@ -93,6 +93,19 @@ def test_a_hundred_changes_leave_no_more_error_than_one():
     assert np.abs(apart - targets).max() > 1
 
 
+@given(st.data(), st.integers(1, 6), st.integers(2, 400))
+@settings(max_examples=60, deadline=None)
+def test_no_source_gives_more_than_the_bound_that_spares_the_search_for_its_cap(data, num_sources, num_samples):
+    shares = st.lists(st.floats(0.01, 1), min_size=num_sources, max_size=num_sources)
+    tables = st.lists(shares, min_size=1, max_size=3).map(
+        lambda rows: ([at / len(rows) for at in range(len(rows))], rows)
+    )
+    starts = [0, *sorted(data.draw(st.sets(st.integers(1, num_samples - 1), max_size=3)))]
+    rates = [Fraction(data.draw(st.integers(1, 9)), 7) for _ in range(num_sources)]
+    counts = StageCounts(num_samples, [(start, data.draw(tables)) for start in starts], rates)
+    assert (counts.counts(num_samples) <= counts.at_most()).all()
+
+
 def test_a_stage_without_changes_counts_as_its_quotas():
     counts = StageCounts(1000, [(0, ([0.0, 0.5], [[0.7, 0.3], [0.2, 0.8]]))], [Fraction(1), Fraction(2)])
     quotas = Quotas([0, 500, 1000], [[0.7, 0.6], [0.2, 1.6], [0.2, 1.6]])

@@ -70,7 +70,7 @@ def test_every_document_is_in_exactly_one_stratum_and_where_its_value_says(tmp_p
 
 
 def expected(strata, source, index, quality, label):
-    """The stratum that docs/data.md promises for a record."""
+    """The stratum that docs/mixtures.md promises for a record."""
     if strata.by == "label":
         return label.strip() if isinstance(label, str) and label.strip() else "unscored"
     value = as_score(quality) if strata.by == "quality" else length_of(source, index)
@@ -118,7 +118,8 @@ def test_values_come_from_tables_too(tmp_path):
 @given(st.lists(st.floats(0, 1), min_size=8, max_size=60, unique=True), st.integers(2, 4))
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_quantiles_hold_equally_many_documents_unless_values_are_equal(tmp_path_factory, values, count):
-    _, source = prepared(tmp_path_factory.mktemp("quantiles"), [raw(i, q=q) for i, q in enumerate(values)])
+    records = [raw(i, q=q) for i, q in enumerate(values)] + [raw(100 + i, q=None) for i in range(5)]
+    _, source = prepared(tmp_path_factory.mktemp("quantiles"), records)
     stored = np.sort(np.float16(values))
     borders = [len(values) * part // count for part in range(1, count)]
     try:
@@ -144,7 +145,11 @@ def test_capability_labels_may_be_grouped_and_the_others_stay_readable(tmp_path)
     kinds = ["reasoning", "knowledge", "language", "code", "math", "instruction", "safety", None]
     _, source = prepared(tmp_path, [raw(i, kind=kinds[i % 8]) for i in range(32)])
     groups = {"think": ["reasoning", "math"], "write": ["language", "instruction"]}
-    parts = {view.name: view.num_documents for view in views(source, StrataConfig(by="label", labels=groups))}
+    found = views(source, StrataConfig(by="label", labels=groups))
+    prints = {view.name: view.fingerprint.partition(", ")[2] for view in found}
+    assert prints["law/think"] == "label in ['math', 'reasoning']"
+    assert prints["law/other"] == "label not in ['instruction', 'language', 'math', 'reasoning']"
+    parts = {view.name: view.num_documents for view in found}
     assert parts == {"law/think": 8, "law/write": 8, "law/other": 12, "law/unscored": 4}
 
 
@@ -193,6 +198,24 @@ def test_both_levels_may_move_over_the_stage():
     assert [round(s["law/high"], 2) for s in shares] == [0.2, 0.2, 0.0]
     assert [round(s["law/low"], 2) for s in shares] == [0.0, 0.2, 0.6]
     assert [round(order.source_shares(n)["law"], 9) for n in (0, 60, 120, 180)] == [0.2, 0.3, 0.4, 0.5]
+
+
+def test_a_source_that_jumps_takes_its_strata_with_it():
+    mixture = {
+        "law": {"share": [[0, 0.2], [0.5, 0.2], [0.5, 0.8], [1, 0.8]], "strata": {"high": 3, "low": 2, "unscored": 0}},
+        "news": 1,
+    }
+    mixture["news"] = [[0, 0.8], [0.5, 0.8], [0.5, 0.2], [1, 0.2]]
+    order = ordered(mixture)
+    assert [order.shares(n)["law/high"] for n in (0, 119, 120, 239)] == pytest.approx([0.12, 0.12, 0.48, 0.48])
+    assert counts(order, 120)["news"] == 96
+
+
+def test_strata_that_jump_while_their_source_moves_do_so_at_one_sample():
+    inside = {"high": [[0.5, 1], [0.5, 0]], "low": 1, "unscored": 0}
+    order = ordered({"law": {"share": [[0, 0], [1, 1]], "strata": inside}, "news": [[0, 1], [1, 0]]})
+    assert [order.shares(n)["law/high"] for n in (119, 120)] == pytest.approx([119 / 480, 0], abs=1 / 4096)
+    assert [order.shares(n)["law/low"] for n in (119, 120)] == pytest.approx([119 / 480, 0.5], abs=1 / 4096)
 
 
 def test_the_preset_of_721_outside_with_strata_inside():

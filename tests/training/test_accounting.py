@@ -7,23 +7,27 @@ from types import SimpleNamespace
 
 import pytest
 
+from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.skip import Skip, SkippedSamples
 from cpt_dist.training import setup
 from cpt_dist.training.accounting import AccountingError, checked_accounts
 from cpt_dist.training.run import Totals
 from tests.e2e.conftest import tiny
 from tests.helpers import tiny_run
-from tests.helpers.memory_sources import order_of, stage
+from tests.helpers.memory_sources import order_of, source_rows, stage
 
 __all__ = ["tiny"]
 
 
 def a_run(position=12, samples=None):
-    order = order_of([stage(40, {"law": 0.7, "news": 0.3})], {"law": 10, "news": 10})
+    rows = [source_rows(name, 10, mean_tokens=7.9) for name in ("law", "news")]  # 79 tokens
+    order = SampleOrder([stage(80, {"law": 0.7, "news": 0.3})], rows, 0)
     samples = samples or order.counts(position).tolist()
     store = SimpleNamespace(steps=lambda: [2])
     totals = Totals([62, 32], samples, [3, 0], [1, 0], [55, 30])
-    return SimpleNamespace(order=order, position=position, step=3, totals=totals, store=store)
+    run = SimpleNamespace(order=order, position=position, step=3, totals=totals, store=store)
+    run.epoch_targets = [70, 70]
+    return run
 
 
 def test_accounts_give_samples_and_epochs_beside_the_plan():
@@ -31,10 +35,11 @@ def test_accounts_give_samples_and_epochs_beside_the_plan():
     assert accounts["law"] == {
         "planned_samples": pytest.approx(8.4),
         "samples": 8,
-        "planned_tokens": pytest.approx(67.2),
+        "planned_tokens": pytest.approx(8.4 * 7.9),
         "tokens": 62,
+        "planned_loss_tokens": pytest.approx(8.4 * 7),
         "loss_tokens": 55,
-        "planned_padding": pytest.approx(0),
+        "planned_padding": pytest.approx(8.4 * 0.1),
         "padding": 1,
         "skipped_pieces": 3,
         "skipped_tokens": 1,
@@ -46,6 +51,7 @@ def test_skipped_samples_are_in_no_epoch():
     order = order_of([stage(40, {"law": 0.5, "news": 0.5})], {"law/high": 10, "law/low": 30, "news": 10})
     order.skipped = SkippedSamples([Skip(4, 8), Skip(12, 20)])
     run = a_run(position=16)
+    run.epoch_targets = [70, 210, 70]
     run.order, run.totals = order, Totals([16, 16, 32], [2, 2, 4], [0] * 3, [0] * 3, [16, 16, 32])
     law = checked_accounts(run)["law"]
     assert law["epochs"] == {"8": pytest.approx(4 / 40)}
@@ -53,20 +59,49 @@ def test_skipped_samples_are_in_no_epoch():
 
 
 def test_strata_are_beneath_their_source_which_has_their_sums():
-    order = order_of([stage(40, {"law": 0.5, "news": 0.5})], {"law/high": 10, "law/low": 30, "news": 10})
+    rows = {"law/high": 10, "law/low": 30, "news": 10}
+    sources = [source_rows(name, number, mean_tokens=7.5) for name, number in rows.items()]
+    order = SampleOrder([stage(40, {"law": 0.5, "news": 0.5})], sources, 0)
     run = a_run(position=16)
+    run.epoch_targets = [60, 200, 70]
     run.order, run.totals = order, Totals([16, 46, 64], [2, 6, 8], [0] * 3, [0] * 3, [10, 40, 60])
     law = checked_accounts(run)["law"]
     assert law["strata"]["law/high"] | {"planned_samples": 2.0, "samples": 2} == law["strata"]["law/high"]
     assert [law[key] for key in ("samples", "tokens", "loss_tokens", "padding", "epochs")] == [8, 62, 50, 2, {"8": 0.2}]
 
 
-@pytest.mark.parametrize(("tokens", "skipped", "predicted"), [(65, 0, 30), (64, 1, 30), (64, 0, 65)])
+@pytest.mark.parametrize(
+    ("tokens", "skipped", "predicted"), [(65, 0, 60), (64, 1, 60), (61, 1, 55), (64, 0, 65), (62, 2, 51)]
+)
 def test_tokens_that_no_such_rows_can_hold_stop_the_run(tokens, skipped, predicted):
     run = a_run()
     run.totals = Totals([tokens, 32], [8, 4], [0, 0], [skipped, 0], [predicted, 30])
-    with pytest.raises(AccountingError, match=r"tokens, \d+ of them predicted, and \d skipped ones were read in rows"):
+    with pytest.raises(
+        AccountingError, match=r"'law': \d+ tokens \(\d+ of them predicted, of \d+ to \d+ that can be\)"
+    ):
         checked_accounts(run)
+
+
+@pytest.mark.parametrize("wrong", [-1, 0, 1])
+@pytest.mark.parametrize("column", ["input_tokens_by_source", "target_tokens_by_source"])
+def test_after_whole_epochs_tokens_and_loss_tokens_are_exact(column, wrong):
+    run = a_run(position=0)
+    run.order = SampleOrder([stage(20, {"law": 1.0})], [source_rows("law", 10, mean_tokens=7.9)], 0)
+    run.position, run.epoch_targets, run.totals = 20, [70], Totals([158], [20], [0], [0], [140])
+    setattr(run.totals, column, [getattr(run.totals, column)[0] + wrong])
+    if wrong:
+        with pytest.raises(AccountingError, match="source 'law': "):
+            checked_accounts(run)
+    else:
+        assert checked_accounts(run)["law"]["planned_loss_tokens"] == 140
+
+
+def test_a_step_that_the_ledger_skips_leaves_the_accounts_in_order():
+    run = a_run()
+    run.order = SampleOrder(run.order.stages, run.order._sources, 0, [Skip(4, 8)])
+    run.totals = Totals([40, 24], [5, 3], [0, 0], [0, 0], [36, 20])
+    law = checked_accounts(run)["law"]
+    assert (law["samples"], law["planned_loss_tokens"]) == (5, pytest.approx(5.6 * 7))
 
 
 def test_a_sample_too_few_stops_the_run_with_the_name_of_its_source():

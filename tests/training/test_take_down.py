@@ -8,11 +8,14 @@ import pytest
 
 from cpt_dist.config import StageConfig
 from cpt_dist.data.ledger_entry import LedgerEntry, read_ledger, write_ledger
+from cpt_dist.data.packing import document_pieces
+from cpt_dist.data.plans import make_plan
 from cpt_dist.data.prepare import prepare
 from cpt_dist.data.run_order import sample_order
 from cpt_dist.data.shards import Source, read_held_out
 from cpt_dist.errors import UserError
 from cpt_dist.run_directory import RunDirectory
+from cpt_dist.training.run import Run
 from cpt_dist.training.take_down import found_together, take_down
 from tests.helpers.corpora import corpus_config
 
@@ -118,3 +121,19 @@ def test_every_rank_searches_a_share_and_hears_what_the_others_found_or_could_no
     assert sorted(made) == list(range(7))
     with pytest.raises(UserError, match="shard 7 is damaged"):
         on_three_ranks(range(8))
+
+
+def test_the_probe_is_the_first_row_without_what_is_taken_down_by_now(start, prepared):
+    config, sources = prepared
+    run = start(0, [])
+    whole = Run.probe_ids(run).tolist()
+    sample = run.order.samples(0, 1)
+    source = sources[int(sample.source[0])]
+    row = make_plan(source, 64).row(int(sample.row[0]))
+    first, bounds = document_pieces(source.doc_offsets(row.shard), *row.spans[0])
+    run = start(4, [source.doc_ids(row.shard)[first + 1].tobytes()])
+    begin, end = (bounds[1:3] - bounds[0]).tolist()
+    assert 0 < begin < end < len(whole)
+    assert Run.probe_ids(run).tolist() == (whole[:begin] + whole[end:])[: config.checkpoint.probe_tokens]
+    with pytest.raises(UserError, match="every document of the run's first stage was taken down"):
+        Run.probe_ids(start(12, [one.tobytes() for source in sources for one in source.doc_ids(0)]))
