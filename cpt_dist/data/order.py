@@ -277,7 +277,8 @@ class SampleOrder:
             for source, samples in zip(self._plan.members[stage].tolist(), counts.tolist(), strict=True):
                 kinds = result[self.source_names[source]]
                 before = kinds[key].samples if key in kinds else 0
-                kinds[key] = RowsRead(before + samples, *self._sources[source].rows[key], seq_len)
+                num_rows, num_tokens = self._sources[source].rows[key]
+                kinds[key] = RowsRead(before + samples, num_rows, num_tokens, seq_len)
         return result
 
     def epochs(self, n: int) -> dict[str, dict[RowsKey, float]]:
