@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from cpt_dist.config import EngineConfig
 
@@ -66,6 +67,10 @@ def start(config: EngineConfig) -> World:
         torch.set_num_threads(config.threads or max(1, cores // local_size))
     if not dist.is_initialized():
         timeout = datetime.timedelta(seconds=config.timeout_seconds)
+        # DeepSpeed and device meshes make groups of their own with torch's default of half an hour, which has no
+        # public setter: without this a rank that dies in the start or a step would be waited for that long.
+        for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+            setattr(distributed_c10d, name, timeout)
         if size == 1:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         else:
