@@ -44,6 +44,7 @@ def set_up(config: CptConfig, world: World) -> Run:
     step = store.newest_whole(config.checkpoint.on_damage, config.checkpoint.verify)
     saved = store.trainer(step) if step is not None else None
     sources, order, grown = sources_and_order(config, open_sources(config), saved)
+    world.barrier()  # a rank that read the ledger after the entry was written would see no growth
     if grown is not None:
         on_first(world, lambda: write_ledger(directory.ledger, order.entries))
     dtype, reason = resolve_precision(config.engine.precision, world.device)
