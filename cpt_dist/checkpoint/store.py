@@ -112,6 +112,15 @@ class CheckpointStore(Catalogue):
         tidy(self.folder)
         return doomed, [step for step in reasons if step not in doomed]
 
+    def retire_rest(self) -> None:
+        """Take away, as one process, what no rule keeps, where the newest checkpoint was verified; `tidy` deletes it.
+
+        A job that was killed between its last save and the prune after it leaves such checkpoints.
+        """
+        for step, why in self.reasons().items():
+            if not why:
+                retire(self.folder, step)
+
     def _is_whole(self, step: int) -> bool:
         try:
             return not self.problems(step)

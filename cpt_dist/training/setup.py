@@ -42,6 +42,9 @@ def set_up(config: CptConfig, world: World) -> Run:
     store = checkpoint_store(config)
     store.tidy()
     step = store.newest_whole(config.checkpoint.on_damage, config.checkpoint.verify)
+    if step is not None and step == store.steps()[-1]:
+        on_first(world, store.retire_rest)
+        store.tidy()
     saved = store.trainer(step) if step is not None else None
     sources, order, grown = sources_and_order(config, open_sources(config), saved)
     world.barrier()  # a rank that read the ledger after the entry was written would see no growth

@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from cpt_dist.checkpoint.commit import tidy
 from cpt_dist.checkpoint.manage import manage
+from cpt_dist.checkpoint.retention import Retention
 from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.config import CheckpointConfig, CheckpointsConfig, CptConfig
 from cpt_dist.errors import UserError
@@ -57,6 +59,14 @@ def test_the_list_says_who_wrote_what_and_why_it_stays(run_dir, capsys):
 def test_prune_removes_what_no_rule_keeps(run_dir, capsys):
     managed(run_dir, "prune", keep_last=1, keep_every=20)
     assert "removed [10]; kept [20, 30]" in capsys.readouterr().out
+
+
+def test_what_a_killed_prune_left_is_taken_away_at_the_next_start(run_dir):
+    store = CheckpointStore(run_dir / "checkpoints", retention=Retention(keep_last=1, keep_every=20))
+    store.retire_rest()
+    assert store.steps() == [20, 30]
+    tidy(store.folder)
+    assert sorted(path.name for path in store.folder.iterdir()) == ["step-00000020", "step-00000030"]
 
 
 def test_a_damaged_file_is_named_with_its_rank(run_dir, capsys):
