@@ -31,6 +31,7 @@ from cpt_dist.cluster.health import RankLostError
 from cpt_dist.cluster.start_folder import record_outcome, redirect_output
 from cpt_dist.config import CptConfig
 from cpt_dist.errors import UserError, nearest
+from cpt_dist.process_end import end_process
 from cpt_dist.validation import validate
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
@@ -76,7 +77,7 @@ def run(
             traceback.print_exc()
             for line in error.lines:
                 print(f"error (rank {rank}): {line}", file=sys.stderr, flush=True)
-            sys.exit(EXIT_FAILURE)
+            end_process(EXIT_FAILURE)
         except OSError as error:
             if error.errno not in _STORAGE_ERRORS:
                 raise
@@ -143,7 +144,7 @@ def _leave(problems: list[str], rank: int, same_on_all_ranks: bool) -> typing.No
         for problem in problems:
             print(prefix + problem, file=sys.stderr, flush=True)
     record_outcome(os.environ, EXIT_USER_ERROR, "error")
-    sys.exit(EXIT_USER_ERROR)
+    end_process(EXIT_USER_ERROR)
 
 
 _FLAGS_WITH_VALUE = {

@@ -24,6 +24,7 @@ from cpt_dist.checkpoint.probe import Probe
 from cpt_dist.checkpoint.staging import Staging
 from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.checkpoint.together import together
+from cpt_dist.process_end import SAVING_THREAD
 
 _LONGEST_WAIT = datetime.timedelta(hours=6)
 """For the slowest disk of a job. A rank that is gone is noticed at once, by its closed connection."""
@@ -52,6 +53,7 @@ class Saver:
         self._group = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
         self._staging = Staging(local_size)
         self._pending: tuple[Future[float], SaveReport] | None = None
+        self._thread: threading.Thread | None = None
         self._done: list[SaveReport] = []
         self._warned = False
 
@@ -85,7 +87,7 @@ class Saver:
             self._store.save(step, content, trainer, probe, bits_per_byte, self._group)
             return time.perf_counter() - start
 
-        future = _in_background(write) if behind else _at_once(write)
+        future = self._in_background(write) if behind else _at_once(write)
         stall = time.perf_counter() - begin
         report = SaveReport(step, self._store.path(step), behind, stall, 0.0, notes or {})
         self._pending = (future, report)
@@ -104,32 +106,35 @@ class Saver:
         if self._pending is not None:
             future, report = self._pending
             self._pending = None
+            if self._thread is not None:
+                # Its result is there before it has ended, and what it then lets go of is torch's: a process whose last
+                # lines run meanwhile would be aborted in the interpreter's teardown.
+                self._thread.join()
             self._done.append(replace(report, write_seconds=future.result()))
 
     def give_up(self, seconds: float) -> None:
         """Wait so long for the save under way, and for no outcome: the job is ending with another error."""
         if self._pending is not None:
-            future, self._pending = self._pending[0], None
-            end = time.monotonic() + seconds
-            while not future.done() and time.monotonic() < end:
-                time.sleep(0.05)
+            self._pending = None
+            if self._thread is not None:
+                self._thread.join(seconds)
+
+    def _in_background(self, action: Callable[[], float]) -> Future[float]:
+        """Like an executor's submit, on a thread that never holds up the end of the process (`process_end.py`)."""
+        future: Future[float] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(action())
+            except BaseException as error:  # noqa: BLE001 - it is raised in the training thread
+                future.set_exception(error)
+
+        self._thread = threading.Thread(target=work, name=SAVING_THREAD, daemon=True)
+        self._thread.start()
+        return future
 
 
 def _at_once(action: Callable[[], float]) -> Future[float]:
     future: Future[float] = Future()
     future.set_result(action())
-    return future
-
-
-def _in_background(action: Callable[[], float]) -> Future[float]:
-    """Like an executor's submit, on a thread that never holds up the end of the process."""
-    future: Future[float] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(action())
-        except BaseException as error:  # noqa: BLE001 - it is raised in the training thread
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="checkpoint", daemon=True).start()
     return future

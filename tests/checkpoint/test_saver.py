@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import Future
 
 import psutil
 import pytest
@@ -15,6 +16,7 @@ from cpt_dist.checkpoint.staging import Staging
 from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.engine.flat_shard import FlatShard
 from cpt_dist.errors import UserError
+from cpt_dist.process_end import SAVING_THREAD
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,6 +85,16 @@ def test_the_next_save_waits_and_buffers_are_used_again(held, tensors):
     assert (first.step, second.step, second.notes) == (1, 2, {"accounts": 7})
     assert first.stall_seconds < first.write_seconds
     assert second.stall_seconds > 0.25
+
+
+def test_no_thread_of_a_save_is_left_when_it_has_been_waited_for(held, tensors, monkeypatch):
+    set_result = Future.set_result
+    monkeypatch.setattr(Future, "set_result", lambda *arguments: (set_result(*arguments), time.sleep(0.3)))
+    saver = Saver(held.store, asynchronous=True)
+    saver.save(1, tensors, {}, None)
+    held.go.set()
+    saver.wait()
+    assert SAVING_THREAD not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_failure_behind_training_is_known_and_raised_once(tmp_path, tensors, monkeypatch):
