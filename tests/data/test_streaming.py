@@ -111,11 +111,11 @@ def test_a_passing_fault_heals(fault, served, folder, settings):
 
 def test_an_answer_that_takes_too_long_is_asked_for_again(served, folder, settings):
     url, faults = served
-    faults.plan[SHARDS[0]] = [3.0]
-    quick = FetchSettings(settings.cache, retries=1, backoff_seconds=0.01, timeout_seconds=0.5)
+    faults.plan[SHARDS[0]] = [20.0]
+    quick = FetchSettings(settings.cache, retries=5, backoff_seconds=0.01, timeout_seconds=0.5)
     begin = time.monotonic()
     assert everything(opened(url, quick)) == everything(Source.open(folder))
-    assert time.monotonic() - begin < 3.0
+    assert time.monotonic() - begin < 20.0
 
 
 @pytest.mark.parametrize(
@@ -346,11 +346,11 @@ def test_a_file_system_that_never_answers_is_given_up(folder, settings, monkeypa
     source = opened(
         folder.parent.as_uri(), FetchSettings(settings.cache, retries=1, backoff_seconds=0.01, timeout_seconds=0.2)
     )
-    monkeypatch.setattr(LocalFileSystem, "cat_file", lambda *_, **__: time.sleep(5))
+    monkeypatch.setattr(LocalFileSystem, "cat_file", lambda *_, **__: time.sleep(20))
     begin = time.monotonic()
     with pytest.raises(UserError, match=r"block 0 cannot be fetched: no answer within 0.2 seconds \(2 attempts\)"):
         source.tokens(0, 0, 10)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 20
 
 
 @pytest.fixture
