@@ -329,10 +329,14 @@ class EvaluateConfig:
 
 @dataclass
 class PlanConfig:
-    what: str = "data"
-    """What launch/plan.py plans: data. There also as plain what=data."""
+    what: str = "all"
+    """What launch/plan.py shows: all (the whole run), data (what is read of each source, in detail), schedule (steps,
+    batches, learning rate) or rope. There also as plain what=data."""
     out: str = "${run_dir}/plan"
-    """Folder of plan.json and the figure. There also as plain out=FOLDER."""
+    """Folder of plan.json, the figure and the page. There also as plain out=FOLDER."""
+    world_size: int = 0
+    """Ranks that the run is planned for, which tells rows and accumulation of a rank; 0: not known. There also as
+    plain world_size=8."""
 
 
 @dataclass

@@ -35,7 +35,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn")
 ROLES = ("domain", "replay")
 CAP_POLICIES = ("error", "spill", "renormalise")
-PLANS = ("data",)
+PLANS = ("all", "data", "schedule", "rope")
 LEAST_SPIKE_THRESHOLD = 4.0
 CHECKPOINT_COMMANDS = ("list", "verify", "prune", "show", "name", "unname")
 IMPORT_FORMATS = ("megatron", "datatrove", "mds")
@@ -178,6 +178,7 @@ def _check_counts(problems: list[str], config: CptConfig) -> None:
         "evaluation.seq_len": (config.evaluation.seq_len, 2),
         "evaluation.bootstrap": (config.evaluation.bootstrap, 100),
         "logging.every_steps": (config.logging.every_steps, 1),
+        "plan.world_size": (config.plan.world_size, 0),
         "seed": (config.seed, 0),
     }
     problems.extend(f"{key}: {value} must be at least {low}" for key, (value, low) in least.items() if value < low)

@@ -1,15 +1,12 @@
 """The figures of the report, each an SVG element that takes its text colour from the page.
 
-Text stays text, so a page in light or dark colours shows the same figure; a colour that no curve uses stands for
-`currentColor` while matplotlib draws. The same numbers give the same bytes. Nothing is computed here but positions.
+How they look and how one becomes SVG is in `figure_style.py`. Nothing is computed here but positions.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,38 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from cpt_dist.evaluation.run_log import RunLog
-
-_INK = "#123456"
-_COLOURS = ("#3b82c4", "#e08a1e", "#2f9e6e", "#c8517b", "#8a6fd1", "#8c7a4d", "#2aa5b5", "#9a9a9a")
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": _INK,
-    "grid.alpha": 0.15,
-    "text.color": _INK,
-    "text.parse_math": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "legend.frameon": False,
-}
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element; `name` keeps its ids apart from those of other figures on the page."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    return re.sub(r"<svg ", f'<svg role="img" aria-label="{name.replace("-", " ")}" ', text, count=1)
+from cpt_dist.figure_style import COLOURS as _COLOURS
+from cpt_dist.figure_style import INK as _INK
+from cpt_dist.figure_style import STYLE as _STYLE
+from cpt_dist.figure_style import svg as _svg
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:

@@ -49,6 +49,14 @@ def rotary_dimensions(config: dict[str, Any]) -> int:
     return int(head_dim * (1.0 if partial is None else partial))
 
 
+def trained_positions(config: dict[str, Any], rope: RopeConfig | None = None) -> int | None:
+    """Positions that the base model was trained on: what `rope.original` says, else what its config.json declares.
+
+    A base that was extended before (Llama 3.1) counts with its extended length. None where neither says any.
+    """
+    return rope.original if rope is not None and rope.original else max_positions(config)
+
+
 def ntk_theta(theta: float, scale: float, dimensions: int) -> float:
     """The base frequency at which the slowest dimension is stretched by `scale` and the fastest stays: θ·s^(d/(d−2)).
 

@@ -168,7 +168,7 @@ def _stage(config: CptConfig, order: SampleOrder, sources: dict[str, Source], in
         "schedule": schedule.name,
         "warmup_steps": schedule.warmup * plan.num_steps,
         "sources": _with_strata(order, read, plan.rows_key, end),
-        "timeline": _timeline(order, index, lambda progress: learning_rate(schedule, progress)),
+        "timeline": timeline(order, index, lambda progress: learning_rate(schedule, progress)),
         "learning_rates": [
             [before + step, learning_rate(schedule, step / plan.num_steps)]
             for step in sorted({1 + (plan.num_steps - 1) * at // (NUM_RATES - 1) for at in range(NUM_RATES)})
@@ -211,7 +211,7 @@ def packing_summary(source: Source, seq_len: int, packing: str) -> dict[str, Any
     }
 
 
-def _timeline(order: SampleOrder, index: int, rate: Callable[[float], float]) -> list[dict[str, Any]]:
+def timeline(order: SampleOrder, index: int, rate: Callable[[float], float]) -> list[dict[str, Any]]:
     """The stage in at most NUM_POINTS spans of whole steps: shares of tokens planned in each, and its last rate."""
     plan, start = order.stages[index], order.stage_starts[index]
     before_stage = sum(stage.num_steps for stage in order.stages[:index])

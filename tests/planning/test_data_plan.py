@@ -138,5 +138,5 @@ def test_the_command_takes_what_and_out(tiny, tmp_path):
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         2,
-        "error: plan.what: 'dat' is unknown; did you mean 'data'? (one of data)\n",
+        "error: plan.what: 'dat' is unknown; did you mean 'data'? (one of all, data, schedule, rope)\n",
     )
