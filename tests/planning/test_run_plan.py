@@ -59,7 +59,7 @@ def config(tmp_path):
             rope=RopeConfig("yarn"),
         ),
     ]
-    config.checkpoint.every_steps, config.evaluation.every_steps = 15, 20
+    config.checkpoint.every_steps, config.evaluation.every_steps = 14, 20
     return config
 
 
@@ -68,7 +68,7 @@ def test_stages_are_laid_end_to_end_in_whole_steps(config):
     domain, long = plan["stages"]
     assert (domain["steps"], domain["tokens"], domain["tokens_asked"]) == (40, 10240, 10000)
     assert (long["first_step"], long["last_step"], long["batch_samples"]) == (41, 44, 2)
-    assert domain["checkpoints"] + long["checkpoints"] == [15, 30, 44]
+    assert domain["checkpoints"] + long["checkpoints"] == [14, 28, 42, 44]
     assert domain["evaluations"] + long["evaluations"] == [0, 20, 40, 44]
     assert domain["ranks"] is None
 
@@ -76,7 +76,7 @@ def test_stages_are_laid_end_to_end_in_whole_steps(config):
 def test_a_stopped_plan_has_the_checkpoints_and_evaluations_of_this_job_alone(config):
     config.stop_after_stage, config.evaluation.during_training = "domain", False
     plan = plan_run(config)
-    assert [stage["checkpoints"] for stage in plan["stages"]] == [[15, 30, 40], []]
+    assert [stage["checkpoints"] for stage in plan["stages"]] == [[14, 28, 40], []]
     assert [stage["evaluations"] for stage in plan["stages"]] == [[], []]
     assert "stage 'long' is left to a later job (stop_after_stage=domain)" in plan["warnings"]
 
