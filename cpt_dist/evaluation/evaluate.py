@@ -24,6 +24,7 @@ from cpt_dist.evaluation.bits_per_byte import DocumentScores, Score, score_docum
 from cpt_dist.evaluation.documents import DocumentEncoder, EvaluationText, choose_texts
 from cpt_dist.evaluation.inputs import check_inputs
 from cpt_dist.evaluation.scorers import packed_scorer
+from cpt_dist.evaluation.sign_flip import p_different
 from cpt_dist.evaluation.statistics import Estimate
 
 MEASURED, NOT_RUN = "measured", "not run"
@@ -113,8 +114,10 @@ class SourceResult:
     adapted: Estimate | None = None
     difference: Estimate | None = None
     """adapted - base: negative is better."""
+    p_value: float | None = None
+    """Of the sign-flip test: how often documents that didn't change would differ as much."""
     outcome: str | None = None
-    """improved, worse or undecided, by the interval of the difference."""
+    """improved, worse or undecided, by the interval of the difference and the p-value."""
     documents_to_decide: int | None = None
     """If undecided: documents like these that would show a difference as large as the observed one."""
 
@@ -179,7 +182,8 @@ def compare(
         seed = statistics.source_seed(settings.seed, held_out.source)
         replicates = statistics.resampled_ratios(bits, num_bytes, settings.num_resamples, seed)
     estimates = _estimates(statistics.ratio(bits, num_bytes), replicates, settings.confidence, effective)
-    outcome = statistics.outcome(estimates[2], effective, settings.confidence)
+    p_value = p_different(bits[2], statistics.source_seed(settings.seed, held_out.source), settings.num_resamples)
+    outcome = statistics.outcome(estimates[2], effective, settings.confidence, p_value)
     result = SourceResult(
         source=held_out.source,
         role=held_out.role,
@@ -195,6 +199,7 @@ def compare(
         base=estimates[0],
         adapted=estimates[1],
         difference=estimates[2],
+        p_value=p_value,
         outcome=outcome,
     )
     if outcome == statistics.UNDECIDED:

@@ -43,7 +43,7 @@ def _source_record(result: SourceResult) -> dict[str, Any]:
         return record
     names = (
         "documents documents_held_out effective_documents bytes base_tokens adapted_tokens only_beginning "
-        "changed_documents outcome documents_to_decide"
+        "changed_documents p_value outcome documents_to_decide"
     )
     record |= {name: getattr(result, name) for name in names.split()}
     for name in ("base", "adapted", "difference", "gain", "forgetting"):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cpt_dist.evaluation.sign_flip import p_different
 from cpt_dist.evaluation.statistics import (
     Estimate,
     documents_to_decide,
@@ -45,15 +46,17 @@ def test_no_change_is_called_undecided_in_nearly_all_repetitions(num_documents):
     for trial in range(200):
         numerator, num_bytes = simulated(generator, num_documents, mean=0.0)
         low, high = interval(numerator, num_bytes, seed=trial)
-        claims += outcome(Estimate(0.0, low, high), effective_documents(num_bytes), 0.95) != "undecided"
-    assert claims / 200 <= 0.08
+        p_value = p_different(numerator, trial, 500)
+        claims += outcome(Estimate(0.0, low, high), effective_documents(num_bytes), 0.95, p_value) != "undecided"
+    assert claims / 200 <= 0.05
 
 
 @pytest.mark.parametrize(("mean", "expected"), [(-0.2, "improved"), (0.2, "worse")])
 def test_a_planted_change_is_found_with_its_sign(mean, expected):
     numerator, num_bytes = simulated(np.random.default_rng(1), 60, mean)
     low, high = interval(numerator, num_bytes, seed=0)
-    assert outcome(Estimate(mean, low, high), effective_documents(num_bytes), 0.95) == expected
+    p_value = p_different(numerator, 0)
+    assert outcome(Estimate(mean, low, high), effective_documents(num_bytes), 0.95, p_value) == expected
 
 
 def test_pairing_finds_a_change_that_unpaired_intervals_hide():
@@ -91,11 +94,16 @@ def test_resamples_do_not_depend_on_how_they_are_chunked(monkeypatch):
 def test_one_huge_document_among_many_small_ones_decides_nothing():
     num_bytes = np.array([1e6, *[100.0] * 40])
     low, high = interval(-0.1 * num_bytes, num_bytes, seed=0)
-    assert outcome(Estimate(-0.1, low, high), effective_documents(num_bytes), 0.95) == "undecided"
+    assert outcome(Estimate(-0.1, low, high), effective_documents(num_bytes), 0.95, 0.0) == "undecided"
 
 
 def test_without_an_interval_nothing_is_decided():
-    assert outcome(Estimate(-5.0, None, None), 1, 0.95) == "undecided"
+    assert outcome(Estimate(-5.0, None, None), 1, 0.95, 0.0) == "undecided"
+
+
+def test_an_interval_that_sign_flips_do_not_confirm_decides_nothing():
+    assert outcome(Estimate(-0.1, -0.2, -0.01), 40, 0.95, 0.06) == "undecided"
+    assert outcome(Estimate(-0.1, -0.2, -0.01), 40, 0.95, 0.05) == "improved"
 
 
 def test_least_documents_follow_the_sign_test():
