@@ -156,13 +156,14 @@ import os, sys, time
 from pathlib import Path
 from cpt_dist.checkpoint.consolidate import model_sources
 from cpt_dist.checkpoint.safetensors_stream import TensorSpec, lay_out
+from cpt_dist.checkpoint.tensor_source import Files
 start = time.perf_counter()
 sources = model_sources(Path(sys.argv[1]))
 [layout] = lay_out([TensorSpec(name, one.shape, one.dtype) for name, one in sorted(sources.items())], 1 << 60)
-with open(sys.argv[2], "wb", buffering=0) as file:
+with Files() as files, open(sys.argv[2], "wb", buffering=0) as file:
     file.write(layout.header)
     for spec in layout.specs:
-        for block in sources[spec.name].blocks():
+        for block in sources[spec.name].blocks(files):
             file.write(block)
     os.fsync(file.fileno())
 print("streamed in", time.perf_counter() - start, "s")

@@ -129,6 +129,12 @@ def measure_store(job: dict[str, Any]) -> dict[str, float]:
 
     best("load", load)
     behind = Saver(store, asynchronous=True)
+
+    def prepare() -> None:
+        behind.prepare(state)
+        behind.wait()
+
+    times["prepare"] = timed(prepare)
     stalls = []
     for _ in range(job["repeat"] + 1):
         stalls.append(timed(lambda: behind.save(1, state, {}, probe)))

@@ -7,6 +7,7 @@ rollback journal ("Atomic Commit In SQLite", section 3).
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +16,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import xxhash
+
+_CACHED_BYTES = 1 << 18
+"""About what fits into a core's cache."""
+_SYNC_FILE_RANGE_WRITE = 2
+_LIBC = ctypes.CDLL(None)
 
 
 def sync_folder(path: Path) -> None:
@@ -66,3 +72,22 @@ def file_checksum(path: str | Path, block_bytes: int = 1 << 22) -> str:
         while block := handle.read(block_bytes):
             digest.update(block)
     return digest.hexdigest()
+
+
+def stored_checksum(descriptor: int, offset: int, num_bytes: int) -> str:
+    """xxh3-64 (hex) of bytes [offset, offset + num_bytes) of an open file, or of those of them that it has."""
+    digest, buffer = xxhash.xxh3_64(), memoryview(bytearray(min(num_bytes, _CACHED_BYTES)))
+    while num_bytes:
+        count = os.preadv(descriptor, [buffer[:num_bytes]], offset)
+        if count == 0:
+            break
+        digest.update(buffer[:count])
+        offset, num_bytes = offset + count, num_bytes - count
+    return digest.hexdigest()
+
+
+def begin_flush(descriptor: int, offset: int, num_bytes: int) -> None:
+    """Let the disk begin with what was just written, so that the fsync of the whole file finds little left to do."""
+    begin = getattr(_LIBC, "sync_file_range", None)  # glibc's; elsewhere the fsync does it all
+    if begin is not None:
+        begin(ctypes.c_int(descriptor), ctypes.c_int64(offset), ctypes.c_int64(num_bytes), _SYNC_FILE_RANGE_WRITE)

@@ -21,6 +21,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 from cpt_dist.checkpoint.catalogue import FORMAT, step_folder
+from cpt_dist.checkpoint.checksummed_writer import ChecksummedWriter
 from cpt_dist.checkpoint.integrity import file_entry
 from cpt_dist.checkpoint.probe import PROBE_FILE, Probe
 from cpt_dist.checkpoint.together import together
@@ -56,13 +57,9 @@ def commit(folder: Path, step: int, content: Content, group: dist.ProcessGroup |
 
     tidy_together(folder, group)
     together(prepare if first else None, group)
-    writer = dcp.FileSystemWriter(str(temporary / "state"), sync_files=True)
-    dcp.save(content.tensors, storage_writer=writer, process_group=group)
-
-    def own_entries() -> list[dict[str, Any]]:
-        return [file_entry(path, temporary, rank) for path in sorted(temporary.glob(f"state/__{rank}_*"))]
-
-    files = [entry for entries in together(own_entries, group) for entry in entries]
+    writer = ChecksummedWriter(temporary / "state")
+    dcp.save(_weights_first(content.tensors), storage_writer=writer, process_group=group)
+    files = [entry for entries in together(lambda: writer.entries(temporary, rank), group) for entry in entries]
 
     def finish() -> None:
         shared = [temporary / "state" / ".metadata", temporary / "trainer.json"]
@@ -86,6 +83,11 @@ def commit(folder: Path, step: int, content: Content, group: dist.ProcessGroup |
 
     together(finish if first else None, group)
     return target
+
+
+def _weights_first(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`tensors` in the order in which they are written: the model lies together, for those that read nothing else."""
+    return dict(sorted(tensors.items(), key=lambda item: not item[0].startswith("model.")))
 
 
 def retire(folder: Path, step: int) -> None:

@@ -85,7 +85,7 @@ def consolidate(
             model.begin()
 
         started = time.perf_counter()
-        written = export_weights(sources, part, policy, max_shard_bytes, workers, identity, check.pieces, small_files)
+        written = export_weights(sources, part, policy, max_shard_bytes, workers, identity, check.reading, small_files)
         weights_written = time.perf_counter()
         difference = model.difference_from_probe(folder)
         if difference is not None and not difference <= LOGIT_TOLERANCE[dtype_name]:

@@ -26,18 +26,20 @@ import psutil
 import xxhash
 
 from cpt_dist.checkpoint.element_types import FLOAT32, ElementType, converted
+from cpt_dist.checkpoint.read_check import CheckedFiles
 from cpt_dist.checkpoint.safetensors_stream import FileLayout, TensorSpec, lay_out
-from cpt_dist.checkpoint.tensor_source import BLOCK_BYTES, Piece, TensorSource
+from cpt_dist.checkpoint.tensor_source import Files, Piece, TensorSource
 from cpt_dist.errors import UserError
-from cpt_dist.files import fingerprint, sync_folder, write_json
+from cpt_dist.files import begin_flush, fingerprint, stored_checksum, sync_folder, write_json
 
-Check = Callable[[Iterable[Piece]], None]
-"""Raises UserError where the bytes of pieces are not what they were when they were written."""
+Reading = Callable[[Iterable[Piece]], CheckedFiles]
+"""Files in which pieces can be read that are compared meanwhile with what they were when they were written."""
 JOURNAL = "journal.jsonl"
 _PART_BYTES = 1 << 27
-"""What a worker takes at a time; small enough to keep all busy to the end."""
+"""The most that a worker takes at a time."""
+_PARTS_PER_WORKER = 4
+"""As many at least, to keep all busy to the end."""
 _PR_SET_PDEATHSIG = 1
-_SYNC_FILE_RANGE_WRITE = 2
 _LIBC = ctypes.CDLL(None)
 
 
@@ -84,7 +86,7 @@ class _Job:
     sources: dict[str, TensorSource]
     files: list[FileLayout]
     folder: Path
-    check: Check | None
+    reading: Reading | None
 
 
 _job: _Job | None = None
@@ -98,21 +100,21 @@ def export_weights(
     max_file_bytes: int,
     workers: int,
     identity: Any,
-    check: Check | None = None,
+    reading: Reading | None = None,
     when_started: Callable[[], None] = lambda: None,
 ) -> Written:
     """Write `sources` into safetensors files (and their index, where there are several) in `folder`.
 
     `identity`, a JSON value, tells this export from one of other values: files that an export of the same identity
-    left whole in `folder` are kept. `check` is called, in a worker, with the pieces that are read next; `when_started`
-    here, once the workers are forked and `folder` is cleared of what isn't kept. Raises UserError where one of these
-    does, where a source is not whole, or where a written tensor reads back as another one.
+    left whole in `folder` are kept. `reading` is called, in a worker, with the pieces that are read next, and
+    `when_started` here, once the workers are forked and `folder` is cleared of what isn't kept. Raises UserError where
+    one of these does, where a source is not whole, or where a written tensor reads back as another one.
     """
     global _job
     specs = [TensorSpec(name, source.shape, policy.of(source)) for name, source in sorted(sources.items())]
     files = lay_out(specs, max_file_bytes)
     journal = _Journal(folder, fingerprint([identity, [layout.header.decode("latin-1") for layout in files]]))
-    _job = _Job(sources, files, folder, check)
+    _job = _Job(sources, files, folder, reading)
     context = multiprocessing.get_context("fork")  # a worker shares all memory and starts at once
     try:
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
@@ -120,7 +122,7 @@ def export_weights(
                 # The first task forks all workers, so that `when_started` may start threads.
                 pool.submit(os.getpid).result()
                 when_started()
-                return _Export(pool, files, journal, folder).run()
+                return _Export(pool, workers, files, journal, folder).run()
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -141,6 +143,7 @@ def _start_worker() -> None:
 @dataclass
 class _Export:
     pool: ProcessPoolExecutor
+    workers: int
     files: list[FileLayout]
     journal: _Journal
     folder: Path
@@ -164,12 +167,14 @@ class _Export:
     def _write(self, indices: list[int]) -> None:
         parts: dict[Future[tuple[dict[str, str], int, int]], int] = {}
         left: dict[int, int] = {}
+        total = sum(spec.num_bytes for index in indices for spec in self.files[index].specs)
+        part_bytes = min(_PART_BYTES, total // (self.workers * _PARTS_PER_WORKER))
         for index in indices:
             layout = self.files[index]
             with open(_unfinished(self.folder, layout), "wb") as handle:
                 handle.write(layout.header)
                 handle.truncate(layout.offsets[-1])
-            for first, last in _parts(layout):
+            for first, last in _parts(layout, part_bytes):
                 parts[self.pool.submit(_write_part, index, first, last)] = index
                 left[index] = left.get(index, 0) + 1
         finished: dict[int, dict[str, str]] = {index: {} for index in indices}
@@ -193,11 +198,11 @@ class _Export:
         self.checksums |= sums
 
 
-def _parts(layout: FileLayout) -> list[tuple[int, int]]:
-    """Runs [first, last) of a file's tensors, each of about `_PART_BYTES`."""
+def _parts(layout: FileLayout, part_bytes: int) -> list[tuple[int, int]]:
+    """Runs [first, last) of a file's tensors, each of at most `part_bytes` where a tensor isn't larger."""
     borders, size = [0], 0
     for number, spec in enumerate(layout.specs):
-        if size and size + spec.num_bytes > _PART_BYTES:
+        if size and size + spec.num_bytes > part_bytes:
             borders.append(number)
             size = 0
         size += spec.num_bytes
@@ -216,16 +221,22 @@ def _write_part(index: int, first: int, last: int) -> tuple[dict[str, str], int,
     """Write tensors [first, last) of a file; their checksums, and this process and its memory."""
     assert _job is not None
     layout, sums = _job.files[index], {}
-    if _job.check is not None:
-        _job.check(piece for spec in layout.specs[first:last] for piece in _job.sources[spec.name].pieces)
-    with open(_unfinished(_job.folder, layout), "r+b", buffering=0) as handle:
+    sources = {number: _job.sources[layout.specs[number].name] for number in range(first, last)}
+    reading = _job.reading(piece for source in sources.values() for piece in source.pieces) if _job.reading else Files()
+    with reading as files, open(_unfinished(_job.folder, layout), "r+b", buffering=0) as handle:
+        try:
+            # In the order in which they lie in the checkpoint.
+            for number in sorted(sources, key=lambda number: _place(sources[number])):
+                spec, at = layout.specs[number], layout.offsets[number]
+                sums[spec.name] = _write_tensor(handle.fileno(), at, sources[number], spec, files)
+                begin_flush(handle.fileno(), at, spec.num_bytes)
+        finally:
+            # A damaged block is the better explanation of a tensor that can't be read.
+            if isinstance(files, CheckedFiles):
+                files.check()
         for number in range(first, last):
             spec = layout.specs[number]
-            sums[spec.name] = _write_tensor(handle.fileno(), layout.offsets[number], _job.sources[spec.name], spec)
-            _begin_flush(handle.fileno(), layout.offsets[number], spec.num_bytes)
-        for number in range(first, last):
-            spec = layout.specs[number]
-            found = _stored_checksum(handle.fileno(), layout.offsets[number], spec.num_bytes)
+            found = stored_checksum(handle.fileno(), layout.offsets[number], spec.num_bytes)
             if found != sums[spec.name]:
                 raise UserError(
                     f"{_job.folder}: tensor '{spec.name}' reads back with checksum {found}, written was "
@@ -234,9 +245,14 @@ def _write_part(index: int, first: int, last: int) -> tuple[dict[str, str], int,
     return sums, os.getpid(), _memory()
 
 
-def _write_tensor(descriptor: int, offset: int, source: TensorSource, spec: TensorSpec) -> str:
+def _place(source: TensorSource) -> tuple[str, int]:
+    first = min(source.pieces, key=lambda piece: piece.offsets, default=None)
+    return (str(first.path), first.offset) if first is not None else ("", 0)
+
+
+def _write_tensor(descriptor: int, offset: int, source: TensorSource, spec: TensorSpec, files: Files) -> str:
     digest, at = xxhash.xxh3_64(), offset
-    for block in source.blocks():
+    for block in source.blocks(files):
         data = memoryview(converted(block, source.dtype, spec.dtype).data).cast("B")
         digest.update(data)
         while len(data):
@@ -244,24 +260,6 @@ def _write_tensor(descriptor: int, offset: int, source: TensorSource, spec: Tens
             data, at = data[count:], at + count
     if at - offset != spec.num_bytes:
         raise UserError(f"tensor '{spec.name}' gave {at - offset} of {spec.num_bytes} bytes; use another checkpoint")
-    return digest.hexdigest()
-
-
-def _begin_flush(descriptor: int, offset: int, num_bytes: int) -> None:
-    """Let the disk begin with what was just written, so that the fsync of the whole file finds little left to do."""
-    begin = getattr(_LIBC, "sync_file_range", None)  # glibc's; elsewhere the fsync does it all
-    if begin is not None:
-        begin(ctypes.c_int(descriptor), ctypes.c_int64(offset), ctypes.c_int64(num_bytes), _SYNC_FILE_RANGE_WRITE)
-
-
-def _stored_checksum(descriptor: int, offset: int, num_bytes: int) -> str:
-    digest, buffer = xxhash.xxh3_64(), memoryview(bytearray(BLOCK_BYTES))
-    while num_bytes:
-        count = os.preadv(descriptor, [buffer[: min(num_bytes, BLOCK_BYTES)]], offset)
-        if count == 0:
-            break
-        digest.update(buffer[:count])
-        offset, num_bytes = offset + count, num_bytes - count
     return digest.hexdigest()
 
 
@@ -276,7 +274,7 @@ def _check_file(index: int, sums: dict[str, str]) -> bool:
         if handle.read(len(layout.header)) != layout.header:
             return False
         places = zip(layout.specs, layout.offsets, strict=False)
-        return all(_stored_checksum(handle.fileno(), at, s.num_bytes) == sums[s.name] for s, at in places)
+        return all(stored_checksum(handle.fileno(), at, s.num_bytes) == sums[s.name] for s, at in places)
 
 
 def _write_index(folder: Path, files: list[FileLayout]) -> None:

@@ -20,7 +20,7 @@ from cpt_dist.checkpoint.expected_weights import Expected, expected_by_files, ex
 from cpt_dist.checkpoint.export_weights import DtypePolicy, export_weights
 from cpt_dist.checkpoint.model_behind import ModelBehind
 from cpt_dist.checkpoint.model_folder_writer import folder_in_the_making
-from cpt_dist.checkpoint.tensor_source import TensorSource
+from cpt_dist.checkpoint.tensor_source import Files, TensorSource
 from cpt_dist.config import CptConfig, parse_quantity
 from cpt_dist.errors import UserError
 from cpt_dist.model.folder import read_model_config
@@ -147,8 +147,9 @@ def _check_tied(held: list[TensorSource], folder: Path) -> None:
 
 def _checksum(source: TensorSource) -> str:
     digest = xxhash.xxh3_64()
-    for block in source.blocks():
-        digest.update(block.data)
+    with Files() as files:
+        for block in source.blocks(files):
+            digest.update(block.data)
     return digest.hexdigest()
 
 

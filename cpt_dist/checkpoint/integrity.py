@@ -15,28 +15,31 @@ from typing import Any
 
 import xxhash
 
-from cpt_dist.files import file_checksum
+from cpt_dist.files import file_checksum, stored_checksum
 
 BLOCK_BYTES = 16 << 20
 _SAMPLED_SHARE = 16
 """A sampled check reads one block in so many of each file, and at least its first and last."""
 
 
-def file_entry(path: Path, root: Path, rank: int) -> dict[str, Any]:
-    """The manifest's line for a file below `root` that `rank` wrote."""
-    whole, blocks = xxhash.xxh3_64(), []
-    with open(path, "rb") as handle:
-        while block := handle.read(BLOCK_BYTES):
-            whole.update(block)
-            blocks.append(xxhash.xxh3_64_hexdigest(block))
+def entry(path: Path, num_bytes: int, checksum: str, rank: int, blocks: list[str]) -> dict[str, Any]:
+    """The manifest's line for a file that `rank` wrote; `path` is relative, `blocks` are checksums in their order."""
     return {
-        "path": str(path.relative_to(root)),
-        "bytes": path.stat().st_size,
-        "xxh3": whole.hexdigest(),
+        "path": str(path),
+        "bytes": num_bytes,
+        "xxh3": checksum,
         "rank": rank,
         "block_bytes": BLOCK_BYTES,
         "blocks": blocks,
     }
+
+
+def file_entry(path: Path, root: Path, rank: int) -> dict[str, Any]:
+    """The manifest's line for a small file below `root` that `rank` wrote, from its content."""
+    content = path.read_bytes()
+    blocks = [content[start : start + BLOCK_BYTES] for start in range(0, len(content), BLOCK_BYTES)]
+    sums = [xxhash.xxh3_64_hexdigest(block) for block in blocks]
+    return entry(path.relative_to(root), len(content), xxhash.xxh3_64_hexdigest(content), rank, sums)
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,9 @@ def _file_problem(folder: Path, entry: dict[str, Any], numbers: Sequence[int]) -
         found = file_checksum(path)
         return None if found == entry["xxh3"] else f"{where} has checksum {found}, its manifest says {entry['xxh3']}"
     block_bytes = entry["block_bytes"]
-    with open(path, "rb") as handle:
+    with open(path, "rb", buffering=0) as handle:
         for number in numbers:
-            handle.seek(number * block_bytes)
-            found = xxhash.xxh3_64_hexdigest(handle.read(block_bytes))
+            found = stored_checksum(handle.fileno(), number * block_bytes, block_bytes)
             if found != blocks[number]:
                 return f"{where} block {number} has checksum {found}, its manifest says {blocks[number]}"
     return None

@@ -62,6 +62,14 @@ class Saver:
         """Whether this rank knows that the save in the background has failed; `wait` raises its error."""
         return self._pending is not None and self._pending[0].done() and self._pending[0].exception() is not None
 
+    def prepare(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Make the buffers for copies of `tensors` behind training, so that the first save needn't.
+
+        To be called on every rank, when training has taken the memory that it needs, and not after the first save.
+        """
+        if self._asynchronous and all(together(lambda: self._staging.fits(tensors), self._group)):
+            self._staging.make_behind(tensors)
+
     def save(
         self,
         step: int,
@@ -103,6 +111,7 @@ class Saver:
 
     def wait(self) -> None:
         """Return when no save is under way. Raises UserError, on every rank, where the last one has failed."""
+        self._staging.wait()
         if self._pending is not None:
             future, report = self._pending
             self._pending = None

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
 
 import numpy as np
 
@@ -22,6 +24,9 @@ from cpt_dist.errors import UserError
 
 BLOCK_BYTES = 1 << 18
 """About what fits into a core's cache: values are read, converted, checked and written while they are in it."""
+
+_MOST_OPEN = 64
+"""Files of a checkpoint of many ranks that are open at a time."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,39 @@ class Piece:
         if not isinstance(stored, StoredTensor) or stored.dtype != dtype or stored.numel != self.numel:
             raise UserError(f"{self.path}: byte {self.offset} doesn't hold the tensor that the index says is there")
         return stored.offset
+
+
+class Files:
+    """Files that are read at places, a few of them open at a time."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, IO[bytes]] = OrderedDict()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for handle in self._open.values():
+            handle.close()
+        self._open.clear()
+
+    def read(self, path: Path, view: memoryview, at: int) -> None:
+        """Fill `view` from byte `at` of a file. Raises UserError where the file is too short."""
+        descriptor = self.descriptor(path)
+        while len(view):
+            count = os.preadv(descriptor, [view], at)
+            if count == 0:
+                raise UserError(f"{path} ends at byte {at}, before its index says; fetch or write it again")
+            view, at = view[count:], at + count
+
+    def descriptor(self, path: Path) -> int:
+        """Of a file, which stays open for a while."""
+        if path not in self._open:
+            if len(self._open) == _MOST_OPEN:
+                self._open.popitem(last=False)[1].close()
+            self._open[path] = open(path, "rb", buffering=0)  # noqa: SIM115 - closed in `__exit__`
+        self._open.move_to_end(path)
+        return self._open[path].fileno()
 
 
 @dataclass(frozen=True)
@@ -84,18 +122,20 @@ class TensorSource:
             found.append((start, piece))
         return sorted((pair for pair in found if pair[1].numel), key=lambda pair: pair[0])
 
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
+    def blocks(self, files: Files, block_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
         """The elements in C order, in flat arrays of about `block_bytes`, as unsigned integers of their width.
 
-        A block is valid until the next one is taken. Raises UserError where pieces are missing or overlap.
+        They are read through `files`. A block is valid until the next one is taken. Raises UserError where pieces are
+        missing or overlap.
         """
         numel = math.prod(self.shape)
         if sum(piece.numel for piece in self.pieces) != numel:
             have = sum(piece.numel for piece in self.pieces)
             raise UserError(f"tensor '{self.name}' has {have} of {numel} elements in the checkpoint; use another one")
-        return self._flat_blocks(block_bytes) if self._flat is not None else self._row_blocks(block_bytes)
+        read = self._flat_blocks if self._flat is not None else self._row_blocks
+        return read(files, block_bytes)
 
-    def _flat_blocks(self, block_bytes: int) -> Iterator[np.ndarray]:
+    def _flat_blocks(self, files: Files, block_bytes: int) -> Iterator[np.ndarray]:
         assert self._flat is not None
         width = self.dtype.itemsize
         buffer = bytearray(max(block_bytes // width, 1) * width)
@@ -105,38 +145,35 @@ class TensorSource:
             if start != position:
                 raise UserError(f"tensor '{self.name}': pieces of it overlap at element {min(start, position)}")
             position += piece.numel
-            with open(piece.path, "rb", buffering=0) as handle:
-                at, left = piece.located(self.dtype), piece.numel * width
-                while left:
-                    count = min(left, len(buffer))
-                    _read_exactly(handle.fileno(), view[:count], at, piece.path)
-                    yield values[: count // width]
-                    at, left = at + count, left - count
+            at, left = piece.located(self.dtype), piece.numel * width
+            while left:
+                count = min(left, len(buffer))
+                files.read(piece.path, view[:count], at)
+                yield values[: count // width]
+                at, left = at + count, left - count
 
-    def _row_blocks(self, block_bytes: int) -> Iterator[np.ndarray]:
+    def _row_blocks(self, files: Files, block_bytes: int) -> Iterator[np.ndarray]:
         width, raw = self.dtype.itemsize, self.dtype.raw
         num_rows, row = self.grid[0], math.prod(self.grid[1:])
         rows = max(1, block_bytes // (row * width))
-        with ExitStack() as stack:
-            files = {path: stack.enter_context(open(path, "rb", buffering=0)) for path in {p.path for p in self.pieces}}
-            places = [(piece, files[piece.path], piece.located(self.dtype)) for piece in self.pieces if piece.numel]
-            for first in range(0, num_rows, rows):
-                last = min(first + rows, num_rows)
-                block = np.empty((last - first, *self.grid[1:]), dtype=raw)
-                filled = 0
-                for piece, handle, at in places:
-                    low, high = max(first, piece.offsets[0]), min(last, piece.offsets[0] + piece.sizes[0])
-                    if low >= high:
-                        continue
-                    part = np.empty((high - low, *piece.sizes[1:]), dtype=raw)
-                    skipped = (low - piece.offsets[0]) * math.prod(piece.sizes[1:]) * width
-                    _read_exactly(handle.fileno(), memoryview(part.data).cast("B"), at + skipped, piece.path)
-                    inner = tuple(slice(o, o + s) for o, s in zip(piece.offsets[1:], piece.sizes[1:], strict=True))
-                    block[(slice(low - first, high - first), *inner)] = part
-                    filled += part.size
-                if filled != block.size:
-                    raise UserError(f"tensor '{self.name}': rows {first} to {last} are not whole in the checkpoint")
-                yield block.reshape(-1)
+        places = [(piece, piece.located(self.dtype)) for piece in self.pieces if piece.numel]
+        for first in range(0, num_rows, rows):
+            last = min(first + rows, num_rows)
+            block = np.empty((last - first, *self.grid[1:]), dtype=raw)
+            filled = 0
+            for piece, at in places:
+                low, high = max(first, piece.offsets[0]), min(last, piece.offsets[0] + piece.sizes[0])
+                if low >= high:
+                    continue
+                part = np.empty((high - low, *piece.sizes[1:]), dtype=raw)
+                skipped = (low - piece.offsets[0]) * math.prod(piece.sizes[1:]) * width
+                files.read(piece.path, memoryview(part.data).cast("B"), at + skipped)
+                inner = tuple(slice(o, o + s) for o, s in zip(piece.offsets[1:], piece.sizes[1:], strict=True))
+                block[(slice(low - first, high - first), *inner)] = part
+                filled += part.size
+            if filled != block.size:
+                raise UserError(f"tensor '{self.name}': rows {first} to {last} are not whole in the checkpoint")
+            yield block.reshape(-1)
 
 
 def _flat_start(piece: Piece, grid: tuple[int, ...]) -> int | None:
@@ -147,11 +184,3 @@ def _flat_start(piece: Piece, grid: tuple[int, ...]) -> int | None:
     if any(size != length for size, length in zip(piece.sizes[axis + 1 :], grid[axis + 1 :], strict=True)):
         return None
     return sum(start * math.prod(grid[i + 1 :]) for i, start in enumerate(piece.offsets))
-
-
-def _read_exactly(descriptor: int, view: memoryview, at: int, path: Path) -> None:
-    while len(view):
-        count = os.preadv(descriptor, [view], at)
-        if count == 0:
-            raise UserError(f"{path} ends at byte {at}, before its index says; fetch or write it again")
-        view, at = view[count:], at + count

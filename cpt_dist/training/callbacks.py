@@ -48,6 +48,9 @@ class HeldOutEvaluation(Callback):
 class Checkpoints(Callback):
     """A checkpoint every n steps, at the end, and when the job was asked to stop."""
 
+    def on_start(self, run: Run) -> None:
+        self._prepared = False
+
     def after_step(self, run: Run, result: StepResult) -> None:
         if result.save_failed:
             run.saver.wait()
@@ -59,6 +62,10 @@ class Checkpoints(Callback):
             every = 0  # the weights are under suspicion, and are those of a checkpoint before it anyway
         if run.finished or result.stop_requested or (every > 0 and result.step % every == 0):
             self.save(run)
+        elif not self._prepared:
+            # A step has been made, so the memory that is free now stays free.
+            run.saver.prepare(run.engine.state_tensors())
+        self._prepared = True
 
     def save(self, run: Run) -> None:
         """Write the checkpoint of the present step."""

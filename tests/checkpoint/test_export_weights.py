@@ -18,7 +18,7 @@ from cpt_dist.checkpoint.export_weights import DtypePolicy, export_weights
 from cpt_dist.checkpoint.model_folder_writer import folder_in_the_making
 from cpt_dist.checkpoint.read_check import ReadCheck
 from cpt_dist.checkpoint.store import CheckpointStore
-from cpt_dist.checkpoint.tensor_source import Piece, TensorSource
+from cpt_dist.checkpoint.tensor_source import Files, Piece, TensorSource
 from cpt_dist.errors import UserError
 
 FP32 = DtypePolicy(FLOAT32)
@@ -54,10 +54,10 @@ def test_a_tensor_cut_into_any_boxes_is_read_as_it_was(tmp_path_factory, data):
     order = data.draw(st.permutations(pieces))
     element_type = BY_NAME[str(dtype).removeprefix("torch.")]
     source = TensorSource("x", shape, element_type, tuple(order), shape)
-    blocks = [block.tobytes() for block in source.blocks(data.draw(st.integers(1, 40)))]
+    blocks = [block.tobytes() for block in source.blocks(Files(), data.draw(st.integers(1, 40)))]
     assert b"".join(blocks) == whole.view(-1).view(torch.uint8).numpy().tobytes()
     with pytest.raises(UserError, match="elements in the checkpoint"):
-        list(TensorSource("x", shape, element_type, tuple(order[1:]), shape).blocks())
+        list(TensorSource("x", shape, element_type, tuple(order[1:]), shape).blocks(Files()))
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def export(store, out, policy=FP32, workers=2, identity="one"):
         sources = model_sources(store.path(1))
         check = ReadCheck(store.path(1), store.manifest(1))
         check.files()
-        written = export_weights(sources, part, policy, 25_000, workers, identity, check.pieces)
+        written = export_weights(sources, part, policy, 25_000, workers, identity, check.reading)
         (part / "config.json").write_text("{}")
     return written
 
@@ -180,14 +180,46 @@ def test_a_flipped_byte_under_a_weight_is_named_and_nothing_is_written(saved, tm
     assert list(tmp_path.glob("*out*")) == []
 
 
+@pytest.mark.parametrize("order", [sorted, lambda names: sorted(names, reverse=True), lambda names: list("cafebd")])
+def test_every_byte_under_what_is_read_is_compared_in_whatever_order_it_is_read(saved, monkeypatch, order):
+    store, tensors = saved
+    monkeypatch.setattr("cpt_dist.checkpoint.integrity.BLOCK_BYTES", 1000)
+    store.save(2, {f"model.{name}": value for name, value in tensors.items()}, {}, None)
+    sources = model_sources(store.path(2))
+    check = ReadCheck(store.path(2), store.manifest(2))
+    path = next(store.path(2).glob("state/*.distcp"))
+    content = path.read_bytes()
+
+    def read(names):
+        with check.reading(piece for name in names for piece in sources[name].pieces) as files:
+            try:
+                return {name: b"".join(bytes(block) for block in sources[name].blocks(files)) for name in order(names)}
+            finally:
+                files.check()
+
+    assert read(tensors) == {name: value.numpy().tobytes() for name, value in tensors.items()}
+    [first] = sources["b"].pieces
+    for at in range(first.offset, first.offset + first.item_bytes, 157):
+        flipped = bytearray(content)
+        flipped[at] ^= 1
+        path.write_bytes(flipped)
+        number = at // 1000
+        with pytest.raises(UserError, match=rf"block {number} has checksum"):
+            read("abc")
+        with pytest.raises(UserError, match=rf"block {number} has checksum"), check.reading([first]) as files:
+            files.check()
+        with check.reading(sources["f"].pieces) as files:
+            files.check()
+
+
 def test_a_killed_worker_leaves_what_is_finished(saved, tmp_path, monkeypatch):
     store, tensors = saved
     write = module._write_tensor
 
-    def dies(descriptor, offset, source, spec):
+    def dies(descriptor, offset, source, spec, files):
         if spec.name == "e":
             os.kill(os.getpid(), signal.SIGKILL)
-        return write(descriptor, offset, source, spec)
+        return write(descriptor, offset, source, spec, files)
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "_write_tensor", dies)

@@ -17,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 
 from cpt_dist.checkpoint.dcp_index import dcp_sources
 from cpt_dist.checkpoint.element_types import BY_NAME, WRITTEN, converted
+from cpt_dist.checkpoint.tensor_source import Files
 from cpt_dist.checkpoint.torch_file import StoredTensor, read_torch_file
 from cpt_dist.errors import UserError
 
@@ -54,7 +55,7 @@ def test_every_type_in_a_distributed_checkpoint_is_read_as_torch_reads_it(tmp_pa
             tuple(tensor.shape),
             str(tensor.dtype).removeprefix("torch."),
         )
-        assert b"".join(block.tobytes() for block in sources[name].blocks(16)) == raw(tensor)
+        assert b"".join(block.tobytes() for block in sources[name].blocks(Files(), 16)) == raw(tensor)
 
 
 @pytest.mark.parametrize("target", WRITTEN)
@@ -180,7 +181,7 @@ def test_a_damaged_index_is_refused_on_one_line(tmp_path, little_memory):
     path = tmp_path / ".metadata"
     for one in damaged(path.read_bytes(), num_changed=150, every=29):
         path.write_bytes(one)
-        line = problem_of(lambda: [list(source.blocks()) for source in dcp_sources(tmp_path).values()])
+        line = problem_of(lambda: [list(source.blocks(Files())) for source in dcp_sources(tmp_path).values()])
         assert "\n" not in (line or "")
 
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import Future
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.engine.flat_shard import FlatShard
 from cpt_dist.errors import UserError
 from cpt_dist.process_end import SAVING_THREAD
+from cpt_dist.training.callbacks import Checkpoints
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,6 +97,42 @@ def test_no_thread_of_a_save_is_left_when_it_has_been_waited_for(held, tensors, 
     held.go.set()
     saver.wait()
     assert SAVING_THREAD not in [thread.name for thread in threading.enumerate()]
+
+
+def test_buffers_made_behind_training_are_those_of_the_first_save(held, tensors):
+    saver = Saver(held.store, asynchronous=True)
+    saver.prepare(tensors)
+    saver.wait()
+    buffers = {name: buffer.data_ptr() for name, buffer in saver._staging._buffers.items()}
+    assert buffers.keys() == tensors.keys()
+    held.go.set()
+    saver.save(1, tensors, {}, None)
+    saver.wait()
+    assert {name: buffer.data_ptr() for name, buffer in saver._staging._buffers.items()} == buffers
+    assert "staging" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize(("asynchronous", "free"), [(True, 100), (False, 1 << 40)])
+def test_no_buffers_are_made_without_memory_or_for_saves_that_stop_training(
+    held, tensors, monkeypatch, asynchronous, free
+):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": free}))
+    saver = Saver(held.store, asynchronous)
+    saver.prepare(tensors)
+    saver.wait()
+    assert saver._staging._buffers == {}
+
+
+@pytest.mark.parametrize(("every_steps", "prepared"), [(2, 1), (1, 0)])
+def test_training_prepares_the_first_save_after_its_first_step(every_steps, prepared):
+    saver, checkpoints = Mock(reports=list), Checkpoints()
+    run = Mock(saver=saver, rewind_to=None, finished=False)
+    run.config.checkpoint.every_steps = every_steps
+    checkpoints.save = Mock()
+    checkpoints.on_start(run)
+    for step in (1, 2, 3):
+        checkpoints.after_step(run, Mock(step=step, save_failed=False, skipped="", stop_requested=False))
+    assert saver.prepare.call_count == prepared
 
 
 def test_a_failure_behind_training_is_known_and_raised_once(tmp_path, tensors, monkeypatch):

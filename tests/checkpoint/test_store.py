@@ -7,9 +7,11 @@ import subprocess
 import pytest
 import torch
 import torch.distributed as dist
+import xxhash
 
 from cpt_dist.checkpoint import commit
 from cpt_dist.checkpoint.dcp import SafeReader
+from cpt_dist.checkpoint.dcp_index import dcp_sources
 from cpt_dist.checkpoint.integrity import Share
 from cpt_dist.checkpoint.retention import Retention
 from cpt_dist.checkpoint.store import CheckpointStore, Probe
@@ -174,6 +176,37 @@ def test_any_flipped_byte_of_a_manifest_is_found(store):
             store.verify(12)
     path.write_bytes(whole)
     store.verify(12)
+
+
+@pytest.mark.parametrize("block_bytes", [16, 1 << 24])
+def test_checksums_taken_while_files_are_written_are_those_of_the_files(store, monkeypatch, block_bytes):
+    monkeypatch.setattr("cpt_dist.checkpoint.integrity.BLOCK_BYTES", block_bytes)
+    store.save(20, tensors(20) | {"optimizer.exp_avg.a": torch.randn(700_000)}, {}, None)
+    for entry in store.manifest(20)["files"]:
+        content = (store.path(20) / entry["path"]).read_bytes()
+        blocks = [content[at : at + block_bytes] for at in range(0, len(content), block_bytes)]
+        assert (entry["bytes"], entry["xxh3"]) == (len(content), xxhash.xxh3_64_hexdigest(content))
+        assert entry["blocks"] == [xxhash.xxh3_64_hexdigest(block) for block in blocks]
+
+
+def test_the_model_lies_together_in_front_of_the_moments(store):
+    names = ["model.a", "optimizer.exp_avg.a", "model.b", "optimizer.exp_avg.b"]
+    store.save(20, {name: torch.randn(30) for name in names}, {}, None)
+    places = {name: source.pieces[0].offset for name, source in dcp_sources(store.path(20) / "state").items()}
+    assert sorted(places, key=places.__getitem__)[:2] == ["model.a", "model.b"]
+
+
+def test_a_file_that_lost_its_end_while_the_save_went_on_makes_it_fail(store, monkeypatch):
+    dcp_save = commit.dcp.save
+
+    def save_and_cut(*arguments, **keywords):
+        dcp_save(*arguments, **keywords)
+        os.truncate(store.folder / ".step-00000020.tmp" / "state" / "__0_0.distcp", 10)
+
+    monkeypatch.setattr(commit.dcp, "save", save_and_cut)
+    with pytest.raises(UserError, match=r"step 20 was not written.*__0_0.distcp has 10 bytes, \d+ were written"):
+        store.save(20, tensors(20), {}, None)
+    assert store.steps() == [3, 12]
 
 
 def test_a_sampled_check_finds_what_lies_in_its_blocks_and_reads_no_others(store, monkeypatch):
