@@ -72,6 +72,7 @@ def page() -> str:
         ("evaluation", config.EvaluationConfig),
         ("logging", config.LoggingConfig),
         ("consolidate", config.ConsolidateConfig),
+        ("import_checkpoint", config.ImportCheckpointConfig),
         ("evaluate", config.EvaluateConfig),
         ("plan", config.PlanConfig),
         ("cluster", config.ClusterConfig),
