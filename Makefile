@@ -44,6 +44,7 @@ bench: setup
 	$(BIN)/python benchmarks/linear_cross_entropy.py
 	$(BIN)/python benchmarks/quotas.py
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/context_balance.py
 	$(BIN)/python benchmarks/simulate.py
 	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/checkpoint.py

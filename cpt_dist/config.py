@@ -158,6 +158,10 @@ class EngineConfig:
     """Compute type: bf16, fp32, or auto (bf16 only where the hardware multiplies it fast). Master weights are fp32."""
     micro_batch: int = 1
     """Rows (sequences) that a rank takes through the model at one time."""
+    context_parallel: int = 1
+    """Ranks (neighbours) that share each row, a part of its tokens each; it divides the number of ranks."""
+    context_parallel_method: str = "all_gather"
+    """How they attend to each other's tokens: all_gather (of keys and values), ring, or ulysses (deals out heads)."""
     offload: bool = False
     """Keep optimizer state and master weights in host memory."""
     timeout_seconds: float = 1800.0
@@ -209,6 +213,8 @@ class StageConfig:
     """Learning rate of this stage; default: the run's `schedule`."""
     rope: RopeConfig | None = None
     """RoPE from this stage on (docs/long_context.md); default: that of the stage before, at first the base model's."""
+    context_parallel: int | None = None
+    """Ranks that share each row of this stage; default: `engine.context_parallel`."""
 
 
 @dataclass

@@ -21,6 +21,7 @@ from cpt_dist.config import (
     mixture_knots,
     parse_quantity,
 )
+from cpt_dist.context_config import context_problems
 from cpt_dist.curriculum_config import curriculum_problems
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.nested_mixture import flat_mixture, inner_mixture, nested_problems, outer_mixture
@@ -262,6 +263,7 @@ def validate(config: CptConfig) -> None:
     last = config.stop_after_stage
     if last is not None and last not in names:
         problems.append(f"stop_after_stage: there is no stage '{last}'; {nearest(last, names)}")
+    problems.extend(context_problems(config))
     problems.extend(cluster_problems(config.cluster))
     problems.extend(health_problems(config.health, config.engine.timeout_seconds))
     _check_counts(problems, config)

@@ -72,15 +72,17 @@ class StagePlan:
         """Optimizer steps of the stage."""
         return self.num_samples // self.batch_samples
 
-    def check_world_size(self, world_size: int) -> None:
-        """Raise UserError where a batch has fewer rows than there are ranks to share it."""
-        if world_size > self.batch_samples:
-            even = [size for size in range(self.batch_samples, 0, -1) if self.batch_samples % size == 0][:3]
+    def check_world_size(self, world_size: int, context_parallel: int = 1) -> None:
+        """Raise UserError where a batch has fewer rows than there are ranks, `context_parallel` of them to a row."""
+        most = self.batch_samples * context_parallel
+        if world_size > most:
+            even = [most // size for size in range(1, self.batch_samples + 1) if self.batch_samples % size == 0][:3]
+            shared = f" of which {context_parallel} share a row" if context_parallel > 1 else ""
+            enough = -(-world_size // context_parallel) * self.seq_len
             raise UserError(
                 f"stage '{self.name}': a batch of {self.batch_samples * self.seq_len} tokens is {self.batch_samples} "
-                f"rows of {self.seq_len}, too few for {world_size} ranks; start at most {self.batch_samples} ranks "
-                f"({', '.join(map(str, even))} share them evenly), or "
-                f"set batch_tokens to {world_size * self.seq_len} or more"
+                f"rows of {self.seq_len}, too few for {world_size} ranks{shared}; start at most {most} ranks "
+                f"({', '.join(map(str, even))} share them evenly), or set batch_tokens to {enough} or more"
             )
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 
 from cpt_dist.data.batch import Batch
+from cpt_dist.engine.context.parallel import ContextAxis, OwnPart
 from cpt_dist.engine.distributed import World
 from cpt_dist.model.packed import PackedCausalLM
 
@@ -28,13 +30,19 @@ class Engine(ABC):
     model: PackedCausalLM
     compute_dtype: torch.dtype
 
+    @cached_property
+    def context(self) -> ContextAxis:
+        """Which ranks share rows with this one."""
+        return ContextAxis(self.world)
+
     @abstractmethod
     def forward_backward(self, batch: Batch, divisor: int, last: bool) -> torch.Tensor:
         """Add the gradients of one micro-batch.
 
         The loss is the sum of the batch's nll divided by `divisor`, the number of target tokens of the whole
         optimizer step over all ranks and micro-batches, so that accumulation and world size change nothing. `last`
-        marks the step's last micro-batch. Every rank must call it equally often. Returns the nll [tokens] in fp32.
+        marks the step's last micro-batch. Every rank must call it equally often, ranks that share rows with the same
+        batch. Returns the nll [tokens] in fp32, 0 for tokens that another rank computed (`context`).
         """
 
     @abstractmethod
@@ -51,7 +59,8 @@ class Engine(ABC):
     ) -> torch.Tensor:
         """The nll [tokens] in fp32, without gradients, of inputs as in a `Batch`.
 
-        Every rank must call it equally often, with inputs of its own.
+        Every rank must call it equally often, with inputs of its own; those that share rows (`context.now`) with the
+        same. Tokens that another rank computed are 0, so a sum over all ranks counts each once.
         """
 
     @abstractmethod
@@ -76,14 +85,21 @@ class Engine(ABC):
     def _to_device(self, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
         return {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in tensors.items()}
 
-    def _batch_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _own_part(self, batch: Batch) -> OwnPart:
+        borders = batch.cu_seqlens.tolist()  # here, where reading them waits for no device
         batch = batch.to(self.world.device, non_blocking=True)  # labels and positions are made there
-        return {
+        inputs = {
             "input_ids": batch.input_ids,
             "labels": batch.labels,
             "position_ids": batch.position_ids,
             "cu_seqlens": batch.cu_seqlens,
         }
+        return self.context.now.part(self.model, borders, inputs)
+
+    def _own_part_of(self, **inputs: torch.Tensor) -> OwnPart:
+        """As `_own_part`, from the fields of a batch."""
+        borders = inputs["cu_seqlens"].tolist()
+        return self.context.now.part(self.model, borders, self._to_device(**inputs))
 
     def _document_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         return self._to_device(

@@ -80,9 +80,10 @@ class FsdpEngine(Engine):
     def forward_backward(self, batch: Batch, divisor: int, last: bool) -> torch.Tensor:
         self.model.train()
         # FSDP averages gradients over the ranks; the loss is a share of the global sum, so they must add up.
-        loss, nll = self.model(**self._batch_inputs(batch), divisor=divisor / self.world.size)
+        part = self._own_part(batch)
+        loss, nll = self.model(**part.inputs, divisor=divisor / self.world.size)
         loss.backward()
-        return nll
+        return part.whole(nll)
 
     def step(self, learning_rate: float, accept: Callable[[float], bool] = math.isfinite) -> float:
         parameters = list(self.model.parameters())
@@ -101,10 +102,10 @@ class FsdpEngine(Engine):
         self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor
     ) -> torch.Tensor:
         self.model.eval()
-        inputs = self._to_device(input_ids=input_ids, labels=labels, position_ids=position_ids, cu_seqlens=cu_seqlens)
-        nll = self.model(**inputs, divisor=1.0)[1]
+        part = self._own_part_of(input_ids=input_ids, labels=labels, position_ids=position_ids, cu_seqlens=cu_seqlens)
+        nll = self.model(**part.inputs, divisor=1.0)[1]
         self._reshard()
-        return nll
+        return part.whole(nll)
 
     @torch.no_grad()
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:

@@ -104,11 +104,12 @@ class ZeroEngine(Engine):
         self._engine.train()
         self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages gradients over the ranks; the loss is a share of the global sum, so they must add up.
-        loss, nll = self._engine(**self._batch_inputs(batch), divisor=divisor / self.world.size)
+        part = self._own_part(batch)
+        loss, nll = self._engine(**part.inputs, divisor=divisor / self.world.size)
         self._engine.backward(loss)
         if not last:
             self._engine.step()  # not at a boundary: only tells DeepSpeed that a micro-batch is over
-        return nll
+        return part.whole(nll)
 
     def step(self, learning_rate: float, accept: Callable[[float], bool] = math.isfinite) -> float:
         set_learning_rate(self._optimizer, learning_rate)
@@ -148,8 +149,8 @@ class ZeroEngine(Engine):
         self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor
     ) -> torch.Tensor:
         self._engine.eval()
-        inputs = self._to_device(input_ids=input_ids, labels=labels, position_ids=position_ids, cu_seqlens=cu_seqlens)
-        return self._engine(**inputs, divisor=1.0)[1]
+        part = self._own_part_of(input_ids=input_ids, labels=labels, position_ids=position_ids, cu_seqlens=cu_seqlens)
+        return part.whole(self._engine(**part.inputs, divisor=1.0)[1])
 
     @torch.no_grad()
     def logits(self, input_ids: torch.Tensor) -> torch.Tensor:

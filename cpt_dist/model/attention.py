@@ -42,12 +42,14 @@ class Documents:
     """Tokens of the longest document."""
     backend: str = "auto"
     """What the user wants: a backend's name or auto."""
+    keys_before: int = 0
+    """Tokens of the first document that come before these: they are only keys and values, in front of the others."""
     windows_used: dict[int, int | None] = field(default_factory=dict)
     """The sliding window of each attention module that used these borders, by the module's id, in order. A layer that
     is missing would mix documents unseen."""
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor, num_tokens: int, backend: str = "auto") -> Documents:
+    def of(cls, cu_seqlens: Tensor, num_tokens: int, backend: str = "auto", keys_before: int = 0) -> Documents:
         """From int [documents + 1]. Raises ValueError unless it rises from 0 to `num_tokens`."""
         borders = cu_seqlens.tolist()
         lengths = [stop - start for start, stop in pairwise(borders)]
@@ -58,7 +60,20 @@ class Documents:
             count = len(list(group))
             runs.append((start, length, count))
             start += length * count
-        return cls(cu_seqlens.to(torch.int32), runs, max(lengths), backend)
+        return cls(cu_seqlens.to(torch.int32), runs, max(lengths), backend, keys_before)
+
+    def attend(
+        self,
+        backend: Backend,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
+        """[heads, tokens, head_dim] each -> [tokens, heads, head_dim], by a backend of `packed_attention`."""
+        return backend.function(query, key, value, self, scaling, dropout, window)
 
 
 def packed_attention(
@@ -99,7 +114,7 @@ def packed_attention(
         raise UserError(f"{name} needs {', '.join(unmet)}, which packed attention does not support; use another model")
     documents.windows_used[id(module)] = sliding_window
     backend = choose_backend(documents.backend, query.device.type, query.dtype, query.shape[-1])
-    attended = backend.function(query[0], key[0], value[0], documents, scaling, dropout, sliding_window)
+    attended = documents.attend(backend, query[0], key[0], value[0], scaling, dropout, sliding_window)
     return attended[None], None
 
 
@@ -138,13 +153,16 @@ def _flash(
     """flash_attn_varlen_func: [heads, tokens, head_dim] each -> [tokens, heads, head_dim]. Not measured on a GPU."""
     from flash_attn import flash_attn_varlen_func
 
-    borders = documents.cu_seqlens
+    borders = key_borders = documents.cu_seqlens
+    if documents.keys_before:
+        # The causal mask is aligned to the last key of each document.
+        key_borders = torch.cat([borders[:1], borders[1:] + documents.keys_before])
     return flash_attn_varlen_func(
         *(part.transpose(0, 1) for part in (query, key, value)),
         cu_seqlens_q=borders,
-        cu_seqlens_k=borders,
+        cu_seqlens_k=key_borders,
         max_seqlen_q=documents.longest,
-        max_seqlen_k=documents.longest,
+        max_seqlen_k=documents.longest + documents.keys_before,
         dropout_p=dropout,
         softmax_scale=scaling,
         causal=True,
@@ -163,11 +181,18 @@ def _sdpa_per_document(
     window: int | None,
 ) -> Tensor:
     """torch's SDPA for each run of equal documents: [heads, tokens, head_dim] each -> [tokens, heads, head_dim]."""
-    pieces = []
-    for start, length, count in documents.runs:
+    pieces, before = [], documents.keys_before
+    runs = documents.runs
+    if before:
+        (_, length, count), *rest = runs
+        keys, values = (part[None, :, : before + length] for part in (key, value))
+        attended = _banded(query[None, :, :length], keys, values, scaling, dropout, window, before)
+        pieces.append(attended[0].transpose(0, 1))
+        runs = [(length, length, count - 1), *rest] if count > 1 else rest
+    for start, length, count in runs:
         q, k, v = (
-            part[:, start : start + length * count].unflatten(1, (count, length)).transpose(0, 1)
-            for part in (query, key, value)
+            part[:, first : first + length * count].unflatten(1, (count, length)).transpose(0, 1)
+            for part, first in ((query, start), (key, start + before), (value, start + before))
         )
         if window is None or length <= window:
             attended = scaled_dot_product_attention(
@@ -179,23 +204,34 @@ def _sdpa_per_document(
     return torch.cat(pieces) if pieces else query.transpose(0, 1)
 
 
-def _banded(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, window: int) -> Tensor:
-    """Sliding-window attention of [batch, heads, length, head_dim]: each block of queries meets only keys in reach."""
-    length, pieces = query.shape[2], []
+def _banded(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    before: int = 0,
+) -> Tensor:
+    """Causal attention of [batch, heads, length, head_dim]: each block of queries meets only keys in reach.
+
+    The first `before` keys come before the first query.
+    """
+    length, pieces = before + query.shape[2], []
     groups = query.shape[1] // key.shape[1]
     key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    for start in range(0, length, QUERY_BLOCK_TOKENS):
-        stop, first = min(start + QUERY_BLOCK_TOKENS, length), max(0, start - window + 1)
+    for start in range(before, length, QUERY_BLOCK_TOKENS):
+        stop, first = min(start + QUERY_BLOCK_TOKENS, length), max(0, start - window + 1) if window else 0
         distance = (
             torch.arange(start, stop, device=query.device)[:, None]
             - torch.arange(first, stop, device=query.device)[None]
         )
         pieces.append(
             scaled_dot_product_attention(
-                query[:, :, start:stop],
+                query[:, :, start - before : stop - before],
                 key[:, :, first:stop],
                 value[:, :, first:stop],
-                attn_mask=(distance >= 0) & (distance < window),
+                attn_mask=(distance >= 0) if window is None else (distance >= 0) & (distance < window),
                 scale=scaling,
                 dropout_p=dropout,
             )

@@ -49,7 +49,7 @@ class PackedCausalLM(nn.Module):
         input_ids: Tensor,
         labels: Tensor | None,
         position_ids: Tensor,
-        cu_seqlens: Tensor,
+        cu_seqlens: Tensor | Documents,
         divisor: float | Tensor = 1.0,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The loss of flattened documents.
@@ -59,13 +59,16 @@ class PackedCausalLM(nn.Module):
             labels: int64 [tokens], the token that follows in the same document, -100 where there is none. None asks
                 for logits instead of the loss.
             position_ids: int64 [tokens], from 0 in each document.
-            cu_seqlens: int32 [documents + 1], borders of the documents.
+            cu_seqlens: int32 [documents + 1], borders of the documents; or what is made of them, where the tokens are
+                those of one rank among several that share the documents (`cpt_dist/engine/context/`).
             divisor: what the sum of the nll is divided by: the target tokens of the whole optimizer step.
 
         Returns (loss 0-d, nll [tokens] without gradient), both fp32; without labels the logits [tokens, vocab] in
         fp32. Raises UserError where a layer of the model mixes tokens past the borders.
         """
-        documents = Documents.of(cu_seqlens, input_ids.shape[0], self.attention)
+        documents = cu_seqlens
+        if not isinstance(documents, Documents):
+            documents = Documents.of(documents, input_ids.shape[0], self.attention)
         hidden = self.hf.base_model(
             input_ids=input_ids[None],
             position_ids=position_ids[None],

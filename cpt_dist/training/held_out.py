@@ -47,8 +47,8 @@ class HeldOut:
                 run.engine.nll,
                 window=config.evaluation.seq_len,
                 batch_tokens=parse_quantity(config.evaluate.batch_tokens, "evaluate.batch_tokens"),
-                rank=run.world.rank,
-                world_size=run.world.size,
+                rank=run.engine.context.now.data_rank,
+                world_size=run.engine.context.now.data_size,
                 sum_over_ranks=sum_over_ranks,
             )
             for name, texts in self._texts.items()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cpt_dist.config import CptConfig, check_shard_size
+from cpt_dist.context_config import context_rank_problems, stage_context
 from cpt_dist.data.remote import source_folder
 from cpt_dist.data.shard_cache import check_cache_holds
 from cpt_dist.data.shards import Source, tokenizer_fingerprint
@@ -65,13 +66,14 @@ def check_files(config: CptConfig) -> None:
 
     def check_order() -> None:
         _, order, _ = sources_and_order(config, open_sources(config), _newest_trainer(config))
-        for stage in order.stages:
-            stage.check_world_size(world_size)
+        for index, stage in enumerate(order.stages):
+            stage.check_world_size(world_size, stage_context(config, index))
 
     if config.data.take_down is not None:
         collect(read_list, config.data.take_down)
     collect(check_model_folder, config.model.path)
     if not problems:
+        problems.extend(context_rank_problems(config, world_size, read_model_config(config.model.path)))
         collect(stage_ropes, read_model_config(config.model.path), config.stages)
         collect(check_order)
     collect(check_shard_size, config.engine.shard_size, world_size)

@@ -212,7 +212,8 @@ class Run:
         return self.position >= self.end
 
     def enter_stage(self, index: int) -> None:
-        """Give the model what stage `index` trains with."""
+        """Give the engine what stage `index` trains with."""
+        self.engine.context.enter(self.config, index)
         rope = self.stage_ropes[index]
         set_rope(self.engine.model, self.base_rope if rope is None else rope.config_changes)
 
@@ -243,12 +244,13 @@ class Run:
         order = self.order
         if self.config.data.num_workers:
             self.saver.wait()  # the loader forks, and a thread that holds a lock would not be there to let it go
+        context = self.engine.context.now
         loader = StepLoader(
             order,
             self.sources,
             stage=index,
-            rank=self.world.rank,
-            world_size=self.world.size,
+            rank=context.data_rank,
+            world_size=context.data_size,
             micro_batch=self.config.engine.micro_batch,
             num_workers=self.config.data.num_workers,
             first_sample=self.position,
@@ -276,7 +278,7 @@ class Run:
                 micro_batches = next(batches)
             except UserError as raised:
                 error = raised
-            targets = sum(batch.num_target_tokens for batch in micro_batches)
+            targets = sum(batch.num_target_tokens for batch in micro_batches if self.engine.context.now.counts)
             self.activity.enter("meeting")
             totals = self.world.sum(torch.tensor([targets, int(error is not None)]))
             if totals[1]:

@@ -68,6 +68,8 @@ def set_up(config: CptConfig, world: World) -> Run:
         base_rope=rope_of(model),
         totals=Totals.zero(len(sources)),
     )
+    position = saved["position"] if saved is not None else 0
+    engine.context.enter(config, order.stage_of(min(position, order.num_samples - 1)))
     on_first(world, lambda: _fill(directory, run))
     _announce(run, reason, step, grown)
     if step is not None:
@@ -114,7 +116,7 @@ def _by_present_source(totals: dict[str, Any], saved: list[str], present: list[s
 def _announce(run: Run, precision_reason: str, resumed_step: int | None, grown: LedgerEntry | None) -> None:
     if not run.world.is_first:
         return
-    config = run.config
+    config, context = run.config, run.engine.context.now
     record: dict[str, Any] = {
         "kind": "run" if resumed_step is None else "resume",
         "step": resumed_step or 0,
@@ -122,6 +124,7 @@ def _announce(run: Run, precision_reason: str, resumed_step: int | None, grown: 
         "engine": config.engine.name,
         "zero_stage": config.engine.zero_stage if config.engine.name == "zero" else None,
         "world_size": run.world.size,
+        "context_parallel": context.size,
         "device": str(run.world.device),
         "threads": torch.get_num_threads(),
         "precision": precision_reason,
@@ -142,7 +145,9 @@ def _announce(run: Run, precision_reason: str, resumed_step: int | None, grown: 
         print(f"warning: {warning}", flush=True)
     stage = f" {config.engine.zero_stage}" if config.engine.name == "zero" else ""
     position = "from the base model" if resumed_step is None else f"resumed from step {resumed_step}"
+    sharing = f", {context.size} to a row ({context.method})" if context.size > 1 else ""
     print(
-        f"{config.run_dir}: {position}; {config.engine.name}{stage} on {run.world.size} rank(s), {precision_reason}",
+        f"{config.run_dir}: {position}; {config.engine.name}{stage} on {run.world.size} rank(s){sharing}, "
+        f"{precision_reason}",
         flush=True,
     )

@@ -112,6 +112,8 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
         is_target = batch.labels >= 0
         for row, values in enumerate((nll, is_target, torch.ones_like(is_target))):
             sums[row] += run.sums_by_source(values, batch.source_ids)
+    if not engine.context.now.counts:
+        sums[1:] = 0  # of the ranks that share rows, one counts them; the nll of each token is on one rank anyway
     run.activity.enter("agreement")
     own_times = torch.zeros(world.size, len(OWN_TIME), dtype=torch.float64)
     own_times[world.rank] = torch.tensor(run.own_time.measured(run.activity, batches.wait_seconds, run.step))

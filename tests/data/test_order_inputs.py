@@ -146,7 +146,7 @@ NOTHING = {
         **dict.fromkeys(["cache_bytes", "fetch_retries", "fetch_backoff_seconds", "fetch_timeout_seconds"]),
         "storage_options": {"anon": True},
     },
-    "StageConfig": dict.fromkeys(["schedule", "rope"]),
+    "StageConfig": dict.fromkeys(["schedule", "rope", "context_parallel"]),
 }
 
 

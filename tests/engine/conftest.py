@@ -24,6 +24,9 @@ UNINTERRUPTED = {
     "micro-batch 2": (1, {"name": "fsdp", "micro_batch": 2}),
     "micro-batch 4": (1, {"name": "fsdp", "micro_batch": 4}),
     "zero 2 micro-batch 2": (2, {"name": "zero", "micro_batch": 2}),
+    "fsdp 2 context 2": (2, {"name": "fsdp", "context_parallel": 2}),
+    "zero 2 context 2": (2, {"name": "zero", "context_parallel": 2, "context_parallel_method": "ring"}),
+    "hsdp 4 context 2": (4, {"shard_size": 2, "context_parallel": 2, "context_parallel_method": "ulysses"}),
 }
 BF16 = {
     "bf16 fsdp 2": (2, {"name": "fsdp", "precision": "bf16"}),
@@ -40,6 +43,7 @@ READERS = {
 }
 FURTHER = [("zero2 2", "one"), ("zero0 2", "fsdp 2"), ("one", "zero1 2"), ("fsdp 2", "zero2 2"), ("one", "zero0 2")]
 FURTHER += [("hsdp 4", "zero 3"), ("zero 2", "hsdp 4"), ("hsdp 4", "one")]
+FURTHER += [("fsdp 2 context 2", "one"), ("zero 2 context 2", "fsdp 2"), ("one", "zero 2 context 2")]
 RESUMES = [(writer, reader) for writer in WRITERS for reader in READERS] + FURTHER
 BF16_RESUMES = [
     ("bf16 zero 2", "bf16 fsdp 2"),
@@ -56,19 +60,24 @@ def run_jobs(folder, jobs):
         chosen = [job for size, job in jobs if size == world_size]
         path = Path(folder) / f"jobs-{world_size}.json"
         path.write_text(json.dumps(chosen))
-        binary = Path(sys.executable).parent / "torchrun"
-        words = [str(binary), "--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-        words += ["--nproc-per-node", str(world_size), "-m", "tests.helpers.worker", str(path)]
-        done = subprocess.run(
-            words,
-            cwd=tiny_run.ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        torchrun(world_size, "tests.helpers.worker", path)
+
+
+def torchrun(world_size, module, *arguments):
+    """Run a module in `world_size` processes."""
+    binary = Path(sys.executable).parent / "torchrun"
+    words = [str(binary), "--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    words += ["--nproc-per-node", str(world_size), "-m", module, *map(str, arguments)]
+    done = subprocess.run(
+        words,
+        cwd=tiny_run.ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
 class Runs:

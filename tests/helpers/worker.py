@@ -42,6 +42,8 @@ def checksum(batch):
 
 def record_samples(run, pause):
     steps_of = Run.steps_of
+    if not run.engine.context.now.counts:
+        return  # it reads the rows of another rank
     path = run.directory.path / f"samples-{run.world.rank}.jsonl"
 
     def recording(index):

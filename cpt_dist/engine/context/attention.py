@@ -1,0 +1,147 @@
+"""Attention over tokens that several ranks hold, as the attention function of a model calls it.
+
+Each method has this rank's queries, keys and values and gives its attended tokens; packed documents are kept apart by
+the same borders as on one process. What a backend computes is in `cpt_dist/model/attention.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from cpt_kernels import Backend
+from torch import Tensor
+
+from cpt_dist.engine.context.blocks import KERNELS
+from cpt_dist.engine.context.collectives import ExchangeHeads, GatherTokens
+from cpt_dist.engine.context.ring import RingAttention
+from cpt_dist.engine.context.split import SequenceSplit
+from cpt_dist.model.attention import Documents
+
+
+class SharedAttention(ABC):
+    """One method, for one micro-batch; `split` says which of its tokens are on this rank of `group`."""
+
+    def __init__(self, split: SequenceSplit, group: dist.ProcessGroup, device: torch.device) -> None:
+        self.split, self.group, self.device = split, group, device
+
+    @abstractmethod
+    def attend(
+        self,
+        backend: Backend,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        documents: Documents,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
+        """[heads, tokens of this rank, head_dim] each -> [tokens of this rank, heads, head_dim]."""
+
+
+@dataclass(kw_only=True)
+class SharedDocuments(Documents):
+    """The borders of a micro-batch of which this rank has a part."""
+
+    method: SharedAttention
+
+    def attend(
+        self,
+        backend: Backend,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
+        return self.method.attend(backend, query, key, value, self, scaling, dropout, window)
+
+
+class GatheredAttention(SharedAttention):
+    """Keys and values of all ranks on each rank (Llama 3, arXiv 2407.21783, section 3.3.2)."""
+
+    def __init__(self, split: SequenceSplit, group: dist.ProcessGroup, device: torch.device) -> None:
+        super().__init__(split, group, device)
+        self._places = torch.from_numpy(split.order()).to(device)
+        self._parts = []
+        for span in split.parts[group.rank()]:
+            first_key = split.document_of(span[0])[0]
+            borders = torch.tensor(split.borders_within(span), dtype=torch.int32, device=device)
+            documents = Documents.of(borders, span[1] - span[0], keys_before=span[0] - first_key)
+            self._parts.append((span[1] - span[0], slice(first_key, span[1]), documents))
+
+    def attend(
+        self,
+        backend: Backend,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        documents: Documents,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
+        own = torch.stack([key.transpose(0, 1), value.transpose(0, 1)], dim=1)
+        gathered = cast(Tensor, GatherTokens.apply(own, self._places, self.group))
+        keys, values = gathered.permute(1, 2, 0, 3)
+        attended, at = [], 0
+        for length, seen, borders in self._parts:
+            queries = query[:, at : at + length]
+            attended.append(
+                backend.function(queries, keys[:, seen], values[:, seen], borders, scaling, dropout, window)
+            )
+            at += length
+        return torch.cat(attended)
+
+
+class UlyssesAttention(SharedAttention):
+    """Each rank attends with some of the heads over all tokens (DeepSpeed-Ulysses, arXiv 2309.14509)."""
+
+    def attend(
+        self,
+        backend: Backend,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        documents: Documents,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
+        of_heads = [ExchangeHeads.apply(part, self.group, True) for part in (query, key, value)]
+        attended = backend.function(*of_heads, documents, scaling, dropout, window)
+        return cast(Tensor, ExchangeHeads.apply(attended.transpose(0, 1), self.group, False)).transpose(0, 1)
+
+
+class RingedAttention(SharedAttention):
+    """Keys and values go round; no rank holds more than its own and those of one other."""
+
+    def attend(
+        self,
+        backend: Backend,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        documents: Documents,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
+        if dropout:
+            raise ValueError("a ring has no dropout: its blocks are computed anew in the backward pass")
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        tokens_first = [part.transpose(0, 1) for part in (query, key, value)]
+        kernel = KERNELS[backend.name]
+        return cast(Tensor, RingAttention.apply(*tokens_first, self.split, window, scale, kernel, self.group))
+
+
+METHODS: dict[str, type[SharedAttention]] = {
+    "all_gather": GatheredAttention,
+    "ring": RingedAttention,
+    "ulysses": UlyssesAttention,
+}
