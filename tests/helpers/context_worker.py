@@ -175,7 +175,7 @@ def engine_cases(world, folder):
 
 def main():
     folder = Path(sys.argv[1])
-    world = distributed.start(EngineConfig(threads=1, timeout_seconds=60))
+    world = distributed.start(EngineConfig(threads=1, timeout_seconds=240))
     errors = attention_cases(world) | {"engines": engine_cases(world, folder)}
     if world.is_first:
         (folder / "errors.json").write_text(json.dumps(errors))
