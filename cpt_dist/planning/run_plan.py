@@ -174,14 +174,14 @@ def _ranks(config: CptConfig, stage: StageConfig, plan: StagePlan) -> dict[str, 
     world_size = config.plan.world_size
     if not world_size:
         return None
-    together = int(getattr(stage, "context_parallel", None) or 1)
+    together = stage.context_parallel or config.engine.context_parallel
     if world_size % together:
         raise UserError(
             f"plan.world_size: {world_size} is no multiple of the context_parallel {together} of stage "
             f"'{stage.name}'; nearest: {max(1, world_size // together) * together}"
         )
     readers = world_size // together
-    plan.check_world_size(readers)
+    plan.check_world_size(world_size, together)
     rows = ceil(plan.batch_samples / readers)
     return {
         "world_size": world_size,
