@@ -46,6 +46,12 @@ class ModelConfig:
     where it can run and says so."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+    activation_offload: bool = False
+    """With activation_checkpointing: keep the layers' inputs in pinned host memory until the backward pass, which
+    leaves hidden size x tokens x layers free on a GPU. Not measured on a GPU; on a CPU it changes nothing."""
+    mlp_chunk_tokens: int = 0
+    """Tokens that go through the MLP of a layer at one time, computed again in the backward pass, such as 4096; the
+    whole row's [tokens, intermediate size] never exists. 0: the row at once."""
     loss_chunk_tokens: int = 512
     """Tokens whose logits exist at one time in the loss; memory is this times the vocabulary size."""
 

@@ -158,6 +158,7 @@ def _check_counts(problems: list[str], config: CptConfig) -> None:
         "engine.shard_size": (config.engine.shard_size, 0),
         "engine.threads": (config.engine.threads, 0),
         "model.loss_chunk_tokens": (config.model.loss_chunk_tokens, 1),
+        "model.mlp_chunk_tokens": (config.model.mlp_chunk_tokens, 0),
         "data.num_workers": (config.data.num_workers, 0),
         "data.min_bytes": (config.data.min_bytes, 1),
         "data.cut_min_tokens": (config.data.cut_min_tokens, 0),
@@ -232,6 +233,10 @@ def validate(config: CptConfig) -> None:
     if config.engine.shard_size and config.engine.name == "zero":
         problems.append(f"engine.shard_size: {config.engine.shard_size} is read by engine=fsdp only; take it out (0)")
     _one_of(problems, "model.attention", config.model.attention, ATTENTIONS)
+    if config.model.activation_offload and not config.model.activation_checkpointing:
+        problems.append(
+            "model.activation_offload: true moves what model.activation_checkpointing keeps; set that to true as well"
+        )
     _one_of(problems, "data.invalid_utf8", config.data.invalid_utf8, INVALID_UTF8)
     _one_of(problems, "data.verify", config.data.verify, ("read", "open"))
     _one_of(problems, "checkpoint.on_damage", config.checkpoint.on_damage, ("refuse", "previous"))

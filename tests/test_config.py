@@ -77,6 +77,16 @@ def test_zero_0_in_bf16_is_refused_with_what_to_use():
         validate(config)
 
 
+def test_offload_without_what_it_moves_and_a_negative_chunk_are_refused():
+    config = good()
+    config.model.activation_offload, config.model.mlp_chunk_tokens = True, -1
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    offload, chunk = caught.value.problems
+    assert "model.activation_checkpointing; set that to true as well" in offload
+    assert "model.mlp_chunk_tokens: -1 must be at least 0" in chunk
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -15,7 +15,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -32,9 +31,9 @@ from cpt_dist.checkpoint.dcp import SafeReader
 from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.config import CptConfig, EngineConfig
 from cpt_dist.engine import distributed
-from cpt_dist.errors import UserError
 from cpt_dist.training import setup, trainer
 from tests.helpers import tiny_run
+from tests.helpers.forked import fork, wait, was_killed
 
 RANKS = 2
 STEPS = 8
@@ -42,8 +41,6 @@ CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "open")
 """Functions of `os` at which a process may die: those of writing, renaming and removing."""
 RENAMES = ("replace", "rename")
 """Those by which a file or a checkpoint comes into being or goes; kills favour the moments around them."""
-SECONDS_TO_NOTICE = 60.0
-"""A rank whose partner was killed has to end by itself within this time."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +74,8 @@ def variants(folder: Path) -> dict[str, dict]:
     return made
 
 
-def work(config: dict, rank: int, port: int, kill: Kill | None, count_to: Path | None) -> None:
-    """The whole life of a rank, from its environment to its last checkpoint."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(RANKS)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def work(config: dict, rank: int, kill: Kill | None, count_to: Path | None) -> None:
+    """The whole life of a rank, up to its last checkpoint."""
     calls = count_calls(kill if kill and kill.how == "call" and kill.rank == rank else None)
     typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CptConfig), config))
     world = distributed.start(EngineConfig(threads=1, timeout_seconds=30))
@@ -110,60 +105,16 @@ def count_calls(kill: Kill | None) -> list[str]:
 
 def start(config: dict, kill: Kill | None, log: Path, count_to: Path | None = None) -> list[int]:
     """Fork the ranks into a process group of their own; returns their process ids."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    ranks: list[int] = []
-    for rank in range(RANKS):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                os.setpgid(0, ranks[0] if ranks else 0)
-                output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                os.dup2(output, 1)
-                os.dup2(output, 2)
-                work(config, rank, port, kill, count_to)
-                code = 0
-            except UserError as error:
-                print(f"error: {error}", flush=True)
-                code = 2
-            finally:
-                if code == 1:
-                    import traceback
-
-                    traceback.print_exc()
-                sys.stdout.flush()
-                os._exit(code)  # no exit handlers of the process that it was forked from
-        os.setpgid(pid, ranks[0] if ranks else pid)
-        ranks.append(pid)
-    return ranks
+    return fork(RANKS, log, lambda rank: work(config, rank, kill, count_to))
 
 
 def finish(ranks: list[int], kill: Kill | None) -> bool:
     """Wait for all ranks, killing when it is time; returns whether any was killed."""
-    codes: dict[int, int] = {}
-    begin, lost = time.monotonic(), 0.0
-    due = kill is not None and kill.how == "time"
-    while len(codes) < len(ranks):
-        for pid in ranks:
-            if pid not in codes:
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                codes |= {pid: status} if ended else {}
-        now = time.monotonic()
-        if due and kill is not None and now - begin >= kill.at:
-            due = False
-            for rank, pid in enumerate(ranks):
-                if pid not in codes and (kill.everyone or rank == kill.rank):
-                    os.kill(pid, signal.SIGKILL)
-        lost = lost or (now if codes else 0.0)
-        if lost and now - lost > SECONDS_TO_NOTICE:
-            for pid in ranks:
-                if pid not in codes:
-                    os.kill(pid, signal.SIGKILL)
-            raise AssertionError(f"a rank did not notice within {SECONDS_TO_NOTICE:.0f} s that its partner was gone")
-        time.sleep(0.01)
-    return any(os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL for status in codes.values())
+    begin = time.monotonic()
+    if kill is None or kill.how != "time":
+        return any(map(was_killed, wait(ranks)))
+    victims = ranks if kill.everyone else [ranks[kill.rank]]
+    return any(map(was_killed, wait(ranks, lambda: time.monotonic() - begin >= kill.at, victims)))
 
 
 def tensors(store: CheckpointStore, step: int) -> dict[str, torch.Tensor]:

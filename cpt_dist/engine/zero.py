@@ -24,6 +24,7 @@ from cpt_dist.engine.distributed import World
 from cpt_dist.engine.optimizer import adamw, parameter_groups, set_learning_rate
 from cpt_dist.engine.zero_state import ZeroState, zero_state
 from cpt_dist.errors import UserError
+from cpt_dist.model.chunked_mlp import ChunkedMlp
 from cpt_dist.model.packed import PackedCausalLM
 
 
@@ -87,6 +88,11 @@ class ZeroEngine(Engine):
         self.world, self.compute_dtype, self.stage = world, compute_dtype, config.zero_stage
         deepspeed.init_distributed(dist_backend="gloo" if world.device.type == "cpu" else "nccl", verbose=False)
         self.model = model
+        for module in model.modules():
+            if isinstance(module, ChunkedMlp):
+                # Its weights are gathered once a call. Else each chunk would gather them, and ranks whose rows have
+                # different numbers of chunks would wait for each other for ever.
+                deepspeed.utils.set_z3_leaf_module(module, True)
         groups = parameter_groups(self._named_parameters(), optimizer)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,

@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from cpt_dist.config import ModelConfig
 from cpt_dist.errors import UserError
 from cpt_dist.model.attention import IMPLEMENTATION, choose_backend
+from cpt_dist.model.chunked_mlp import chunk_mlps
 from cpt_dist.model.folder import check_model_folder
 from cpt_dist.model.packed import PackedCausalLM
 from cpt_dist.model.self_check import check_packing
@@ -34,7 +35,8 @@ def load_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Packe
     are exported keep their values.
 
     Raises UserError where the folder is no complete causal LM in safetensors, wants remote code, wants an attention
-    backend that cannot run here, or would compute packed documents differently from documents alone.
+    backend that cannot run here, would compute packed documents differently from documents alone, or has no part that
+    `config` wants to save memory in.
     """
     raw = check_model_folder(config.path)
     _check_architecture(config.path, raw)
@@ -61,8 +63,10 @@ def load_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Packe
     _check_weights(config.path, report)
     model = PackedCausalLM(hf, config.attention, config.loss_chunk_tokens)
     check_packing(model, config.path)
+    if config.mlp_chunk_tokens:
+        chunk_mlps(model.decoder_layers(), model.config, config.mlp_chunk_tokens)
     if config.activation_checkpointing:
-        model.enable_activation_checkpointing()
+        model.enable_activation_checkpointing(config.activation_offload)
     return model.train()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cpt_dist.errors import UserError
 from cpt_dist.model import flops
+from cpt_dist.model.activation_offload import HostOffload
 from cpt_dist.model.attention import Documents
 from cpt_dist.model.loss_head import LossHead
 
@@ -135,10 +136,18 @@ class PackedCausalLM(nn.Module):
         """Operations of forward and backward for a token of documents of `seq_len` tokens, as in `model.flops`."""
         return flops.flops_per_token(self._num_matmul_parameters, self.config, seq_len)
 
-    def enable_activation_checkpointing(self) -> None:
-        """Recompute each decoder layer in the backward pass. Raises UserError where the architecture cannot."""
+    def enable_activation_checkpointing(self, offload: bool = False) -> None:
+        """Recompute each decoder layer in the backward pass, and with `offload` keep its input on the host until then.
+
+        Raises UserError where the architecture cannot.
+        """
         if not getattr(self.hf, "supports_gradient_checkpointing", False):
             raise UserError(
                 f"model.activation_checkpointing: a {self.config.model_type} model does not support it; set it to false"
             )
         self.hf.activation_checkpointing_enable({"use_reentrant": False})
+        if offload:
+            host = HostOffload()
+            for module in self.hf.modules():
+                if hasattr(module, "_gradient_checkpointing_func"):
+                    module._gradient_checkpointing_func = host.around(module._gradient_checkpointing_func)

@@ -3,7 +3,8 @@
 Started by torchrun with a JSON file: a list of {"config": whole configuration, "save_loaded": folder or null, "pause":
 seconds before each step}. A job resumes by itself where its run directory has a checkpoint. With `save_loaded` the
 state right after the load is written there as a checkpoint. Each rank appends for each step to `samples-<rank>.jsonl`:
-its sample ids, the checksum of each micro-batch's tokens, labels and positions, and the documents in it. `faults`
+its sample ids, the checksum of each micro-batch's tokens, labels and positions, the documents in it, and the RoPE that
+the model has (the bytes of each `inv_freq`, the factor of cos and sin). `faults`
 is step -> {"rank", "divisor" or "nll"}: that rank's loss is divided by another number, or its recorded nll multiplied,
 at every try of the step. `lost_save` is {"rank", "step"}: that rank's disk fails in the save of that step. `disk` is
 {"step", "folder", "how"}: from that step on (0: from the start) the disk under `folder` is "full" or "read-only", for
@@ -40,7 +41,13 @@ def checksum(batch):
     return xxhash.xxh3_64_hexdigest(torch.cat(columns).numpy().tobytes())
 
 
-def record_samples(run, pause):
+def rope(model):
+    """Of each rotary embedding: its frequencies, byte by byte, and the factor of cos and sin."""
+    modules = [module for module in model.hf.modules() if hasattr(module, "inv_freq")]
+    return [[one.inv_freq.view(torch.uint8).numpy().tobytes().hex(), one.attention_scaling] for one in modules]
+
+
+def record_samples(run, pause, job=0):
     steps_of = Run.steps_of
     if not run.engine.context.now.counts:
         return  # it reads the rows of another rank
@@ -54,6 +61,8 @@ def record_samples(run, pause):
                 "step": run.step + 1,
                 "ids": [int(n) for batch in with_rows for n in batch.sample_ids],
                 "world_size": run.world.size,
+                "job": job,
+                "rope": rope(run.engine.model),
                 "checksums": [checksum(batch) for batch in with_rows],
                 "documents": [one.numpy().tobytes().hex() for b in with_rows if not b.is_filler for one in b.doc_ids],
                 "without_tokens": sum(batch.is_filler for batch in with_rows),
