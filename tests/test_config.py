@@ -83,7 +83,7 @@ def test_offload_without_what_it_moves_and_a_negative_chunk_are_refused():
     with pytest.raises(UserError) as caught:
         validate(config)
     offload, chunk = caught.value.problems
-    assert "model.activation_checkpointing; set that to true as well" in offload
+    assert "model.activation_checkpointing keeps; set that to true as well" in offload
     assert "model.mlp_chunk_tokens: -1 must be at least 0" in chunk
 
 
