@@ -18,6 +18,7 @@ from omegaconf import MISSING
 
 from cpt_dist.cluster_config import ClusterConfig, HealthConfig
 from cpt_dist.curriculum_config import CurriculumConfig
+from cpt_dist.diagnose_config import DiagnoseConfig
 from cpt_dist.errors import UserError
 from cpt_dist.replay_config import ReplayConfig
 from cpt_dist.rope_config import RopeConfig
@@ -383,6 +384,7 @@ class CptConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
+    diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
     stop_after_stage: str | None = None
     """End, with exit code 0, when this stage is done; later stages are left to a later job."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

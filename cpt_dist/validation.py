@@ -23,6 +23,7 @@ from cpt_dist.config import (
 )
 from cpt_dist.context_config import context_problems
 from cpt_dist.curriculum_config import curriculum_problems
+from cpt_dist.diagnose_config import diagnose_problems, diagnose_quantities
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.nested_mixture import flat_mixture, inner_mixture, nested_problems, outer_mixture
 from cpt_dist.replay_config import replay_problems
@@ -271,6 +272,7 @@ def validate(config: CptConfig) -> None:
     problems.extend(context_problems(config))
     problems.extend(cluster_problems(config.cluster))
     problems.extend(health_problems(config.health, config.engine.timeout_seconds))
+    problems.extend(diagnose_problems(config.diagnose))
     _check_counts(problems, config)
     evaluations = config.evaluation.during_training and config.evaluation.every_steps > 0
     problems.extend(replay_problems(config.replay, evaluations))
@@ -281,6 +283,7 @@ def validate(config: CptConfig) -> None:
         "consolidate.max_shard_size": config.consolidate.max_shard_size,
         "import_checkpoint.max_shard_size": config.import_checkpoint.max_shard_size,
         "evaluate.batch_tokens": config.evaluate.batch_tokens,
+        **diagnose_quantities(config.diagnose),
     }.items():
         try:
             parse_quantity(value, what)

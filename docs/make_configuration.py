@@ -75,6 +75,7 @@ def page() -> str:
         ("import_checkpoint", config.ImportCheckpointConfig),
         ("evaluate", config.EvaluateConfig),
         ("plan", config.PlanConfig),
+        ("diagnose", config.DiagnoseConfig),
         ("cluster", config.ClusterConfig),
         ("health", config.HealthConfig),
     ]

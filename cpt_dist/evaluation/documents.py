@@ -54,6 +54,7 @@ class DocumentEncoder:
         self._decoder = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
         self.fingerprint = self._tokenizer.fingerprint
         bos_id = self._tokenizer.bos_id
+        self.separator_id = self._tokenizer.separator_id
         self.context_id = self._tokenizer.separator_id if bos_id is None else bos_id
         self._num_leading = 0 if bos_id is None else 1
 
