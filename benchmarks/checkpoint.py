@@ -171,6 +171,10 @@ print("streamed in", time.perf_counter() - start, "s")
 """What a consolidation does without a checksum and without reading back, in one process."""
 
 
+IMPORTS = "import torch; from transformers import LlamaForCausalLM"
+"""What the check of logits takes before it begins, whatever the size of the model."""
+
+
 def largest_tensor_bytes(base: Path) -> int:
     """Of the tensors in the model's one file."""
     with open(base / "model.safetensors", "rb") as handle:
@@ -227,6 +231,7 @@ def consolidations(folder: Path, tag: str, repeat: int) -> list[Row]:
             "import unchecked": writing([*importing, unchecked], saved, flushes=False),
             "zero_to_fp32.py": writing(script, saved, flushes=True),
             "stream alone": streaming,
+            "imports": lambda: run([python, "-c", IMPORTS]),
             "cp": copying,
         },
         repeat,
@@ -237,7 +242,7 @@ def consolidations(folder: Path, tag: str, repeat: int) -> list[Row]:
 
     def said(name: str) -> float:
         """The seconds that a program itself says the weights took."""
-        return min(float(re.search(r" in ([\d.]+) s", one.output)[1]) for one in found[name])
+        return min(float(re.findall(r" in ([\d.]+) s", one.output)[0]) for one in found[name])
 
     allowed = (MEMORY_ALLOWED + 2 * largest_tensor_bytes(base)) / 1e6
     peer, copied = "zero_to_fp32.py", "cp + fsync"
@@ -259,6 +264,7 @@ def consolidations(folder: Path, tag: str, repeat: int) -> list[Row]:
         row(both, "s", said("consolidate unchecked"), seconds["cp"], copied),
         row("consolidate: streamed and flushed alone", "s", said("stream alone"), seconds["cp"], copied),
         row("consolidate, whole command", "s", seconds["consolidate"], seconds["cp"], copied),
+        row(f"consolidate, {checked}", "CPU s", cpu["consolidate"], cpu["imports"], "import of torch and transformers"),
         row("import: peak memory, weights only", "MB", memory["import unchecked"], memory[peer], peer),
         row("consolidate: peak memory", "MB", memory["consolidate"], memory[peer], peer),
         row("consolidate: peak memory", "MB", memory["consolidate"], allowed, "1 GB + twice the largest tensor"),
@@ -268,10 +274,15 @@ def consolidations(folder: Path, tag: str, repeat: int) -> list[Row]:
 
 def savings(times: dict[str, float], tag: str) -> list[Row]:
     """Rows for stalls and for the bandwidth of saves and loads."""
+    stalls = {"stall": "stall of an asynchronous save", "first stall": "stall of the first asynchronous save"}
+    stalls["prepare"] = "its buffers, made behind training"
     rows = [
-        Row(f"{tag}: stall of an asynchronous save", "s", times[key], times["save"], name, times["save"] / times[key])
-        for key, name in (("stall", "synchronous save"), ("first stall", "synchronous save (the first makes buffers)"))
+        Row(f"{tag}: {metric}", "s", times[key], times["save"], "synchronous save", times["save"] / times[key])
+        for key, metric in stalls.items()
     ]
+    durable = "dcp.save and checksums"
+    ours, theirs = times["bytes"] / times["save"] / 1e6, times["dcp bytes"] / times[durable] / 1e6
+    rows.append(Row(f"{tag}: save, flushed", "MB/s", ours, theirs, durable, ours / theirs))
     for kind in ("save", "load"):
         ours = times["bytes"] / times[kind] / 1e6
         for name in ("torch", "dcp", "deepspeed"):

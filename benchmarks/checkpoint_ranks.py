@@ -25,6 +25,7 @@ from cpt_dist.checkpoint.saver import Saver
 from cpt_dist.checkpoint.store import CheckpointStore, Probe
 from cpt_dist.checkpoint.streamed_model import logits
 from cpt_dist.engine.flat_shard import FlatShard
+from cpt_dist.files import file_checksum, sync_folder
 
 PROBE_TOKENS = 64
 
@@ -114,6 +115,14 @@ def measure_store(job: dict[str, Any]) -> dict[str, float]:
     fresh()
     best("dcp.save", lambda: dcp.save(state, storage_writer=dcp.FileSystemWriter(scratch / "dcp", sync_files=True)))
     times["dcp bytes"] = float(size(scratch))
+
+    def dcp_save_and_checksum() -> None:
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(scratch / "dcp", sync_files=True))
+        for path in (scratch / "dcp").glob(f"__{rank}_*"):
+            file_checksum(path)
+        sync_folder(scratch / "dcp")
+
+    best("dcp.save and checksums", dcp_save_and_checksum)
     best("dcp.load", lambda: dcp.load(state, checkpoint_id=scratch / "dcp"))
     fresh()
     ids = torch.randint(0, 1000, (PROBE_TOKENS,), generator=torch.Generator().manual_seed(0))

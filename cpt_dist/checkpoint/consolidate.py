@@ -141,7 +141,7 @@ def consolidate_run(config: CptConfig) -> Consolidated:
         print(f"went on after an interruption: {len(done.kept_files)} finished files were found whole and kept")
     print(
         f"{done.folder}: step {done.step}, {done.num_tensors} tensors, {done.num_bytes / 1e6:.1f} MB of "
-        f"{wanted.dtype} in {done.weights_seconds:.1f} s, each read back and equal to the checkpoint's; peak memory "
+        f"{wanted.dtype} in {done.weights_seconds:.2f} s, each read back and equal to the checkpoint's; peak memory "
         f"while writing {done.streaming_peak_bytes / 1e6:.0f} MB "
         f"(largest tensor {done.largest_tensor_bytes / 1e6:.1f} MB)"
     )

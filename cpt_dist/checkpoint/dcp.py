@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from cpt_dist.checkpoint.dcp_index import KNOWN, UNREADABLE
+from cpt_dist.checkpoint.dcp_index import KNOWN, UNREADABLE, index_bytes
 from cpt_dist.errors import UserError
 
 
@@ -42,7 +42,8 @@ class SafeReader(FileSystemReader):
         if self._index is None:
             path = self._folder / ".metadata"
             try:
-                index = _IndexUnpickler(io.BytesIO(path.read_bytes())).load()
+                # What the reader with bounds has read takes no more memory here.
+                index = _IndexUnpickler(io.BytesIO(index_bytes(self._folder))).load()
             except UNREADABLE as error:
                 raise UserError(f"{path}: not the index of a checkpoint ({error})") from error
             if getattr(index, "storage_meta", None) is not None:

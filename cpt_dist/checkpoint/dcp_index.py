@@ -8,12 +8,14 @@ loaded through DCP itself is in `dcp.py`.
 from __future__ import annotations
 
 import io
+import math
 import pickle
-from collections import OrderedDict
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
 from cpt_dist.checkpoint.element_types import BY_NAME, ElementType
+from cpt_dist.checkpoint.pickle_limits import MOST_FIELDS, Budget, PlainDict, read_pickle_bytes
 from cpt_dist.checkpoint.tensor_source import Piece, TensorSource
 from cpt_dist.errors import UserError
 
@@ -56,13 +58,20 @@ class _Record:
     """An object of the index: what it was made from and its attributes."""
 
     def __init__(self, *arguments: Any) -> None:
+        _check_fields(arguments)
         self.arguments = arguments
 
     def __setstate__(self, state: Any) -> None:
+        _check_fields(state)
         if isinstance(state, dict):
             self.__dict__.update(state)
         else:
             self.state = state
+
+
+def _check_fields(values: Any) -> None:
+    if isinstance(values, Sized) and len(values) > MOST_FIELDS:
+        raise pickle.UnpicklingError(f"an object of it has {len(values):,} fields, at most {MOST_FIELDS} are read")
 
 
 class _TensorStorageMetadata(_Record):
@@ -73,20 +82,37 @@ class _TensorStorageMetadata(_Record):
     chunks: Any
 
 
-_STAND_INS: dict[tuple[str, str], Any] = {
+_CONTAINERS = {
     ("torch", "Size"): tuple,
-    ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"): _TensorStorageMetadata,
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): PlainDict,
     **{("builtins", kind.__name__): kind for kind in (dict, list, tuple, set)},
-    **{("torch", name): element_type for name, element_type in BY_NAME.items()},
 }
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        budget = Budget(len(data))
+        self._stand_ins: dict[tuple[str, str], Any] = {
+            ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"): _TensorStorageMetadata,
+            **{place: budget.guarded(kind) for place, kind in _CONTAINERS.items()},
+            **{("torch", name): element_type for name, element_type in BY_NAME.items()},
+        }
+
     def find_class(self, module: str, name: str) -> Any:
         if name not in KNOWN.get(module, ()):
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's index")
-        return _STAND_INS.get((module, name), _Record)
+        return self._stand_ins.get((module, name), _Record)
+
+
+def index_bytes(folder: Path) -> bytes:
+    """The index in `folder`, a pickle that was read once with bounds on its memory.
+
+    Raises UnpicklingError, or what else `UNREADABLE` lists, where it goes beyond them or is no index.
+    """
+    data = read_pickle_bytes(folder / ".metadata")
+    _Unpickler(data).load()
+    return data
 
 
 def dcp_sources(folder: Path) -> dict[str, TensorSource]:
@@ -97,7 +123,7 @@ def dcp_sources(folder: Path) -> dict[str, TensorSource]:
     """
     path = folder / ".metadata"
     try:
-        index = _Unpickler(io.BytesIO(path.read_bytes())).load()
+        index = _Unpickler(read_pickle_bytes(path)).load()
         return _sources(index, folder)
     except UNREADABLE as error:
         said = " ".join(f"{type(error).__name__} {error}".split())
@@ -105,35 +131,48 @@ def dcp_sources(folder: Path) -> dict[str, TensorSource]:
 
 
 def _sources(index: Any, folder: Path) -> dict[str, TensorSource]:
-    storage = {(key.fqn, tuple(key.offset or ())): where for key, where in (index.storage_data or {}).items()}
+    storage = {(key.fqn, _numbers(key.fqn, key.offset or ())): at for key, at in (index.storage_data or {}).items()}
     found: dict[str, TensorSource] = {}
-    present = {path.name for path in folder.iterdir()}
+    present = {path.name: path.stat().st_size for path in folder.iterdir()}
     for name, entry in index.state_dict_metadata.items():
         if not isinstance(entry, _TensorStorageMetadata):
             continue
-        shape, element_type = tuple(entry.size), entry.properties.state[0]
+        shape, element_type = _numbers(name, entry.size), entry.properties.state[0]
         if not isinstance(element_type, ElementType):
             raise ValueError(f"'{name}' has elements of type {element_type!r}")
-        _check_numbers(name, shape)
         pieces = []
         for chunk in entry.chunks:
-            where = storage.get((name, tuple(chunk.offsets)))
+            offsets, sizes = _numbers(name, chunk.offsets), _numbers(name, chunk.sizes)
+            where = storage.get((name, offsets))
             if where is not None:
-                place = (where.offset, tuple(chunk.offsets), tuple(chunk.sizes), where.length)
-                _check_numbers(name, (where.offset, where.length, *chunk.offsets, *chunk.sizes))
-                if not len(chunk.offsets) == len(chunk.sizes) == len(shape):
-                    raise ValueError(f"'{name}' has {len(shape)} axes and a piece with {len(chunk.sizes)}")
-                pieces.append(Piece(_data_file(where, folder, present), *place))
+                _numbers(name, (where.offset, where.length))
+                if not len(offsets) == len(sizes) == len(shape):
+                    raise ValueError(f"'{name}' has {len(shape)} axes and a piece with {len(sizes)}")
+                file = _data_file(where, folder, present)
+                _check_place(name, where, math.prod(sizes) * element_type.itemsize, file, present[file.name])
+                pieces.append(Piece(file, where.offset, offsets, sizes, where.length))
         found[name] = TensorSource(name, shape, element_type, tuple(pieces), grid=shape)
     return found
 
 
-def _check_numbers(name: str, numbers: tuple[Any, ...]) -> None:
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
-        raise ValueError(f"'{name}' has places or lengths {numbers!r}")
+def _numbers(name: str, numbers: Any) -> tuple[int, ...]:
+    """Places or lengths of a tensor. Raises ValueError for absurd ones."""
+    if len(numbers) > MOST_FIELDS:
+        raise ValueError(f"'{name}' has {len(numbers):,} axes")
+    if not all(isinstance(number, int) and 0 <= number < 1 << 63 for number in numbers):
+        raise ValueError(f"'{name}' has places or lengths {tuple(numbers)!r:.200}")
+    return tuple(numbers)
 
 
-def _data_file(where: Any, folder: Path, present: set[str]) -> Path:
+def _check_place(name: str, where: Any, num_bytes: int, file: Path, file_bytes: int) -> None:
+    if num_bytes > where.length or where.offset + where.length > file_bytes:
+        raise UserError(
+            f"{file} has {file_bytes:,} bytes, its index looks in bytes {where.offset:,} to "
+            f"{where.offset + where.length:,} for {num_bytes:,} of '{name}'; fetch or write it again"
+        )
+
+
+def _data_file(where: Any, folder: Path, present: dict[str, int]) -> Path:
     if Path(where.relative_path).name != where.relative_path:
         raise UserError(f"{folder}: its index leads to '{where.relative_path}', out of the checkpoint")
     if getattr(where, "transform_descriptors", None):

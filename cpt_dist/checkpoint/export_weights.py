@@ -111,6 +111,8 @@ def export_weights(
     one of these does, where a source is not whole, or where a written tensor reads back as another one.
     """
     global _job
+    for source in sources.values():
+        source.check_whole()  # before a file of its size is made
     specs = [TensorSpec(name, source.shape, policy.of(source)) for name, source in sorted(sources.items())]
     files = lay_out(specs, max_file_bytes)
     journal = _Journal(folder, fingerprint([identity, [layout.header.decode("latin-1") for layout in files]]))

@@ -111,6 +111,12 @@ class TensorSource:
         """The same tensor under another name."""
         return replace(self, name=name)
 
+    def check_whole(self) -> None:
+        """Raise UserError where the pieces don't have as many elements as the tensor."""
+        numel, have = math.prod(self.shape), sum(piece.numel for piece in self.pieces)
+        if have != numel:
+            raise UserError(f"tensor '{self.name}' has {have} of {numel} elements in the checkpoint; use another one")
+
     @cached_property
     def _flat(self) -> list[tuple[int, Piece]] | None:
         """(first element in the flattened tensor, piece), rising; None where a piece is no contiguous range of it."""
@@ -128,10 +134,7 @@ class TensorSource:
         They are read through `files`. A block is valid until the next one is taken. Raises UserError where pieces are
         missing or overlap.
         """
-        numel = math.prod(self.shape)
-        if sum(piece.numel for piece in self.pieces) != numel:
-            have = sum(piece.numel for piece in self.pieces)
-            raise UserError(f"tensor '{self.name}' has {have} of {numel} elements in the checkpoint; use another one")
+        self.check_whole()
         read = self._flat_blocks if self._flat is not None else self._row_blocks
         return read(files, block_bytes)
 

@@ -14,13 +14,13 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from cpt_dist.checkpoint.element_types import BY_NAME, ElementType
+from cpt_dist.checkpoint.pickle_limits import MOST_CLASSES, MOST_FIELDS, Budget, PlainDict, check_length, check_opcodes
 from cpt_dist.errors import UserError
 
 _STORAGES = {
@@ -73,7 +73,11 @@ class StoredTensor:
 class Inert:
     """What an object of a class that isn't needed becomes: it keeps what it was made from and does nothing."""
 
+    budget: Budget | None = None
+
     def __init__(self, *arguments: Any, **_: Any) -> None:
+        if self.budget is not None:
+            self.budget.spend(arguments)
         self.arguments = arguments
         self.state: Any = None
 
@@ -87,7 +91,7 @@ class Inert:
         """Items of a subclass of list."""
 
     def __call__(self, *arguments: Any) -> Inert:
-        return Inert(*arguments)
+        return type(self)(*arguments)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ class _Window(io.RawIOBase):
 class _StructureUnpickler(pickle.Unpickler):
     def __init__(self, data: bytes, place: Callable[[str], tuple[Path, int, int]]) -> None:
         super().__init__(io.BytesIO(data))
-        self._place = place
+        self._place, self._budget = place, Budget(len(data))
+        self._inert: dict[tuple[str, str], type[Inert]] = {}
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key = pid[:3]
@@ -144,18 +149,28 @@ class _StructureUnpickler(pickle.Unpickler):
         if module == "torch" and name in BY_NAME:
             return BY_NAME[name]
         known: dict[tuple[str, str], Any] = {
-            ("torch", "Size"): tuple,
-            ("collections", "OrderedDict"): OrderedDict,
-            ("builtins", "set"): set,
-            ("__builtin__", "set"): set,
+            ("torch", "Size"): self._budget.guarded(tuple),
+            ("collections", "OrderedDict"): self._budget.guarded(PlainDict),
+            ("builtins", "set"): self._budget.guarded(set),
+            ("__builtin__", "set"): self._budget.guarded(set),
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
             ("torch._tensor", "_rebuild_from_type_v2"): lambda function, _, arguments, __: function(*arguments),
             ("deepspeed.runtime.zero.config", "ZeroStageEnum"): int,
         }
-        return known.get((module, name)) or type(name, (Inert,), {"__module__": f"inert.{module}"})
+        return known.get((module, name)) or self._inert_class(module, name)
+
+    def _inert_class(self, module: str, name: str) -> type[Inert]:
+        if (module, name) not in self._inert:
+            if len(self._inert) == MOST_CLASSES:
+                raise pickle.UnpicklingError(f"it names more than {MOST_CLASSES:,} classes")
+            members = {"__module__": f"inert.{module}", "budget": self._budget}
+            self._inert[module, name] = type(name, (Inert,), members)
+        return self._inert[module, name]
 
     def _tensor(self, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> StoredTensor:
+        if len(size) > MOST_FIELDS:
+            raise pickle.UnpicklingError(f"a tensor has {len(size):,} axes")
         shape = tuple(size)
         if offset < 0 or any(length < 0 for length in shape):
             raise pickle.UnpicklingError(f"a tensor of shape {list(shape)} starts at element {offset}")
@@ -186,7 +201,7 @@ def read_torch_file(path: Path, start: int = 0, length: int | None = None) -> An
 def _read(path: Path, handle: IO[bytes], start: int, length: int) -> Any:
     with zipfile.ZipFile(_Window(handle, start, length)) as archive:
         members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+        if "byteorder" in members and archive.open(members["byteorder"]).read(8) != b"little":
             raise ValueError("it is big-endian")
 
         def place(key: str) -> tuple[Path, int, int]:
@@ -202,4 +217,10 @@ def _read(path: Path, handle: IO[bytes], start: int, length: int) -> Any:
                 raise ValueError(f"storage {key} ends behind the file")
             return path, start + at, info.file_size
 
-        return _StructureUnpickler(archive.read(members["data.pkl"]), place).load()
+        structure = members["data.pkl"]
+        if structure.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("it is compressed")
+        check_length(structure.file_size)
+        data = archive.read(structure)
+        check_opcodes(data)
+        return _StructureUnpickler(data, place).load()

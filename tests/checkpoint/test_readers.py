@@ -15,9 +15,11 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from cpt_dist.checkpoint.dcp import SafeReader
 from cpt_dist.checkpoint.dcp_index import dcp_sources
 from cpt_dist.checkpoint.element_types import BY_NAME, WRITTEN, converted
-from cpt_dist.checkpoint.tensor_source import Files
+from cpt_dist.checkpoint.export_weights import DtypePolicy, export_weights
+from cpt_dist.checkpoint.tensor_source import Files, TensorSource
 from cpt_dist.checkpoint.torch_file import StoredTensor, read_torch_file
 from cpt_dist.errors import UserError
 
@@ -183,6 +185,99 @@ def test_a_damaged_index_is_refused_on_one_line(tmp_path, little_memory):
         path.write_bytes(one)
         line = problem_of(lambda: [list(source.blocks(Files())) for source in dcp_sources(tmp_path).values()])
         assert "\n" not in (line or "")
+
+
+def copies(module, name, num_elements, num_copies):
+    """A pickle of some hundred kB that asks for `num_copies` containers of `num_elements`."""
+    long = b"(" + b"N" * num_elements + b"t\x94"
+    return b"\x80\x04" + long + b"(" + num_copies * (f"c{module}\n{name}\n".encode() + b"h\x00\x85R") + b"t."
+
+
+def one_record(fields):
+    items = b"".join(b"K" + bytes([i]) + b"N" for i in range(fields))
+    return b"\x80\x02ctorch.distributed.checkpoint.metadata\nMetadata\n)\x81}(" + items + b"ub."
+
+
+BOMBS = {
+    "memo": (b"\x80\x02Nr\xff\xff\xff\x7f.", "asks for a table of 2,147,483,647 objects"),
+    "memo as text": (b"Np2147483647\n.", "asks for a table of 2,147,483,647 objects"),
+    "bytearray": (b"\x80\x05\x96" + (1 << 35).to_bytes(8, "little") + b".", "34,359,738,368 bytes follow"),
+    "copies": (copies("torch", "Size", 100_000, 10_000), "far more elements than it has bytes"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_pickle_that_asks_for_much_memory_is_refused(tmp_path, name, little_memory):
+    content, line = BOMBS[name]
+    (tmp_path / ".metadata").write_bytes(content)
+    for read in (dcp_sources, lambda folder: SafeReader(folder).tensor_shapes()):
+        with pytest.raises(UserError, match=line) as error:
+            read(tmp_path)
+        assert one_line(error)
+    path = tmp_path / "file.pt"
+    torch.save(torch.ones(7), path)
+    rewritten(path, lambda name, old: content if name.endswith("data.pkl") else old)
+    with pytest.raises(UserError, match=line) as error:
+        read_torch_file(path)
+    assert one_line(error)
+
+
+def test_objects_with_absurdly_many_fields_or_classes_are_refused(tmp_path, monkeypatch):
+    (tmp_path / ".metadata").write_bytes(one_record(65))
+    with pytest.raises(UserError, match="65 fields, at most 64"):
+        dcp_sources(tmp_path)
+    path = tmp_path / "file.pt"
+    monkeypatch.setattr("cpt_dist.checkpoint.torch_file.MOST_CLASSES", 2)
+    torch.save(torch.ones(7), path)
+    names = b"\x80\x02(ca\nb\nca\nc\nca\nb\n%st."
+    rewritten(path, lambda name, old: names % b"" if name.endswith("data.pkl") else old)
+    assert len(read_torch_file(path)) == 3
+    rewritten(path, lambda name, old: names % b"ca\nd\n" if name.endswith("data.pkl") else old)
+    with pytest.raises(UserError, match="more than 2 classes"):
+        read_torch_file(path)
+
+
+def test_pickles_of_absurd_length_and_compressed_ones_are_refused(tmp_path, monkeypatch):
+    dcp.save({"a": torch.ones(2)}, checkpoint_id=tmp_path, no_dist=True)
+    path = tmp_path / "file.pt"
+    torch.save(torch.ones(7), path)
+    with monkeypatch.context() as patched:
+        patched.setattr("cpt_dist.checkpoint.pickle_limits.MOST_BYTES", 100)
+        for read in (lambda: dcp_sources(tmp_path), lambda: read_torch_file(path)):
+            with pytest.raises(UserError, match=r"it has [\d,]+ bytes, more than the 100 that are read"):
+                read()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("file/data.pkl", b"0" * 10_000)
+    with pytest.raises(UserError, match="it is compressed"):
+        read_torch_file(path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "line"),
+    [
+        ((1 << 70,), "places or lengths"),
+        ((1 << 40,), r"has [\d,]+ bytes, its index looks in bytes"),
+        ((1,) * 65, "65 axes"),
+    ],
+)
+def test_an_index_with_absurd_sizes_is_refused_by_name(tmp_path, sizes, line):
+    dcp.save({"weight": torch.ones(7)}, checkpoint_id=tmp_path, no_dist=True)
+    index = pickle.loads((tmp_path / ".metadata").read_bytes())
+    entry = index.state_dict_metadata["weight"]
+    entry.size = torch.Size(sizes)
+    entry.chunks[0].sizes = entry.size
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(index))
+    with pytest.raises(UserError, match=line) as error:
+        dcp_sources(tmp_path)
+    assert "'weight'" in str(error.value)
+    assert one_line(error)
+
+
+def test_a_tensor_of_absurd_size_whose_pieces_are_missing_makes_no_file(tmp_path):
+    source = TensorSource("weight", (1 << 50,), BY_NAME["float32"], (), (1 << 50,))
+    with pytest.raises(UserError, match=r"'weight' has 0 of"):
+        export_weights({"weight": source}, tmp_path, DtypePolicy(BY_NAME["float32"]), 1 << 60, 1, "one")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_class_in_a_file_of_torch_save_becomes_an_inert_record(tmp_path):
