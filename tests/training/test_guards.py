@@ -1,10 +1,12 @@
 import json
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from cpt_dist.config import CptConfig, GuardsConfig
+from cpt_dist.data.skip import WINDOW, Skip
 from cpt_dist.errors import UserError
 from cpt_dist.training.guards import Guards, robust_z
 from cpt_dist.validation import validate
@@ -55,6 +57,75 @@ def test_the_memory_comes_back_from_a_checkpoint_bit_by_bit():
     other.enter(0)
     assert other.state() == judge.state()
     assert guards(40, threshold=0.0).state() == {}
+
+
+def test_z_is_the_distance_from_the_median_in_scaled_absolute_deviations():
+    assert robust_z(10, [1, 2, 3, 4, 5]) == pytest.approx((10 - 3) / (1.4826 * 1))
+    assert robust_z(-4, [1, 2, 3, 4, 5]) == pytest.approx((-4 - 3) / (1.4826 * 1))
+    assert robust_z(101, [100.0] * 5) == pytest.approx(1 / (0.01 * 100))
+    assert robust_z(1, [-100.0] * 5) == pytest.approx(101 / (0.01 * 100))
+    assert robust_z(0.5, [0.0] * 5) == pytest.approx(0.5 / 0.01)
+
+
+def test_the_window_forgets_what_is_older_and_the_same_stage_keeps_it():
+    judge = guards(40)
+    assert len(judge.state()["losses"]) == len(judge.state()["log_norms"]) == 32
+    before = judge.state()
+    judge.enter(0)
+    assert judge.state() == before
+    judge.enter(1)
+    assert judge.state() == {"stage": 1, "losses": [], "log_norms": []}
+
+
+def test_a_checkpoint_without_a_memory_begins_a_new_window_and_a_long_one_is_cut():
+    judge = guards(40)
+    judge.restore({})
+    assert judge.state() == {"stage": -1, "losses": [], "log_norms": []}
+    judge.restore({"stage": 2, "losses": list(range(50)), "log_norms": list(range(50))})
+    assert judge.state() == {"stage": 2, "losses": list(range(18, 50)), "log_norms": list(range(18, 50))}
+
+
+def test_a_gradient_of_nothing_has_a_logarithm():
+    judge = guards(0)
+    judge.observe(3.0, 0.0)
+    assert judge.state()["log_norms"] == [math.log(1e-30)]
+
+
+def test_a_spike_is_one_that_lies_above_the_threshold_and_says_by_how_much():
+    judge = Guards(GuardsConfig(spike_threshold=8.0, window=16))
+    judge.enter(0)
+    for loss in [1.0, 2.0, 3.0, 4.0, 5.0] * 3:
+        judge.observe(loss, 1.0)
+    assert judge.objection(3 + 8 * 1.4826 - 1e-9, 1.0) == ""
+    assert judge.objection(3 + 8 * 1.4826 + 1e-6, 1.0) == "the loss 14.86 lies 8.0 robust deviations above its median"
+    assert judge.objection(3.0, math.exp(0.081)) == (
+        "the log gradient norm 0.081 lies 8.1 robust deviations above its median"
+    )
+    assert judge.objection(math.nan, 1.0) == "the loss is nan"
+    assert judge.objection(3.0, math.inf) == "a gradient is not finite"
+
+
+def order_of(*skips):
+    return SimpleNamespace(skips=skips)
+
+
+def test_bad_steps_in_a_row_end_at_the_sample_and_begin_where_a_good_one_lies():
+    first, second, third = Skip(8, 12, reason="a"), Skip(16, 20, reason="b"), Skip(20, 24, reason="c")
+    order = order_of(first, second, third)
+    assert Guards.bad_steps_before(order, 24) == [second, third]
+    assert Guards.bad_steps_before(order, 12) == [first]
+    assert Guards.bad_steps_before(order, 16) == []
+    judge = guards(0)
+    assert judge.in_trouble(order, 20)
+    assert not judge.in_trouble(order, 16)
+
+
+def test_bad_steps_of_a_window_count_no_more_nor_does_the_window():
+    steps = (Skip(16, 20, reason="b"), Skip(20, 24, reason="c"))
+    window = Skip(12, 24, WINDOW, "back", {})
+    assert Guards.bad_steps_before(order_of(*steps, window), 24) == []
+    later = Skip(24, 28, reason="d")
+    assert Guards.bad_steps_before(order_of(*steps, window, later), 28) == [later]
 
 
 @pytest.mark.parametrize(
