@@ -20,6 +20,7 @@ from cpt_dist.cluster_config import ClusterConfig, HealthConfig
 from cpt_dist.curriculum_config import CurriculumConfig
 from cpt_dist.diagnose_config import DiagnoseConfig
 from cpt_dist.errors import UserError
+from cpt_dist.long_context_config import LongContextConfig
 from cpt_dist.replay_config import ReplayConfig
 from cpt_dist.rope_config import RopeConfig
 from cpt_dist.schedule_config import ScheduleConfig
@@ -276,6 +277,8 @@ class EvaluationConfig:
     """Level of the confidence intervals."""
     during_training: bool = True
     """Score held-out text inside the training job (at its start, its end and every `every_steps`)."""
+    long_context: LongContextConfig = field(default_factory=LongContextConfig)
+    """What launch/evaluate.py what=long_context measures."""
 
 
 @dataclass
@@ -330,6 +333,9 @@ class ImportCheckpointConfig:
 
 @dataclass
 class EvaluateConfig:
+    what: str = "held_out"
+    """What launch/evaluate.py measures: held_out (bits per byte of every source) or long_context. There also as plain
+    what=long_context, like base=FOLDER, adapted=FOLDER and out=FOLDER."""
     base: str = "${model.path}"
     """Model before adaptation."""
     adapted: str = "${consolidate.out}"

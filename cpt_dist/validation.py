@@ -25,6 +25,7 @@ from cpt_dist.context_config import context_problems
 from cpt_dist.curriculum_config import curriculum_problems
 from cpt_dist.diagnose_config import diagnose_problems, diagnose_quantities
 from cpt_dist.errors import UserError, nearest
+from cpt_dist.long_context_config import long_context_problems
 from cpt_dist.nested_mixture import flat_mixture, inner_mixture, nested_problems, outer_mixture
 from cpt_dist.replay_config import replay_problems
 from cpt_dist.rope_config import rope_problems
@@ -38,6 +39,7 @@ ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn")
 ROLES = ("domain", "replay")
 CAP_POLICIES = ("error", "spill", "renormalise")
 PLANS = ("all", "data", "schedule", "rope")
+EVALUATIONS = ("held_out", "long_context")
 LEAST_SPIKE_THRESHOLD = 4.0
 CHECKPOINT_COMMANDS = ("list", "verify", "prune", "show", "name", "unname")
 IMPORT_FORMATS = ("megatron", "datatrove", "mds")
@@ -247,6 +249,8 @@ def validate(config: CptConfig) -> None:
     _one_of(problems, "consolidate.dtype", config.consolidate.dtype, ("fp32", "bf16"))
     _one_of(problems, "import_checkpoint.dtype", config.import_checkpoint.dtype, ("fp32", "bf16"))
     _one_of(problems, "plan.what", config.plan.what, PLANS)
+    _one_of(problems, "evaluate.what", config.evaluate.what, EVALUATIONS)
+    problems.extend(f"evaluation.long_context.{one}" for one in long_context_problems(config.evaluation.long_context))
     for name, source in config.data.sources.items():
         _one_of(problems, f"data.sources.{name}.role", source.role, ROLES)
         _check_cap(problems, name, source, config)

@@ -70,6 +70,7 @@ def page() -> str:
         ("checkpoints", config.CheckpointsConfig),
         ("guards", config.GuardsConfig),
         ("evaluation", config.EvaluationConfig),
+        ("evaluation.long_context", config.LongContextConfig),
         ("logging", config.LoggingConfig),
         ("consolidate", config.ConsolidateConfig),
         ("import_checkpoint", config.ImportCheckpointConfig),

@@ -1,13 +1,28 @@
-"""Compare base and adapted model on held-out text: python launch/evaluate.py run_dir=runs/demo"""
+"""Compare base and adapted model: python launch/evaluate.py run_dir=runs/demo (what=long_context for long context)"""
 
 from pathlib import Path
 
 from cpt_dist.cli import run
 from cpt_dist.config import CptConfig
 
+WORDS = {
+    "what": "evaluate.what",
+    "base": "evaluate.base",
+    "adapted": "evaluate.adapted",
+    "out": "evaluate.out",
+    "documents": "evaluation.long_context.documents",
+}
+
 
 def main(config: CptConfig) -> None:
-    """Print bits per byte before and after, and write report.json, report.md and report.html."""
+    """Print what was measured, and write it as JSON, Markdown and one HTML page."""
+    if config.evaluate.what == "long_context":
+        _long_context(config)
+    else:
+        _held_out(config)
+
+
+def _held_out(config: CptConfig) -> None:
     from cpt_dist.evaluation.inputs import check_inputs
 
     check_inputs(config)  # before the imports below, which take seconds
@@ -25,5 +40,20 @@ def main(config: CptConfig) -> None:
     console.print(f"report: {Path(config.evaluate.out) / 'report.html'} (and .md, .json)", soft_wrap=True)
 
 
+def _long_context(config: CptConfig) -> None:
+    from cpt_dist.evaluation.long_context.inputs import check_long_context
+
+    check_long_context(config)  # before the imports below, which take seconds
+    from cpt_dist.console import output_console
+    from cpt_dist.evaluation.long_context.measure import evaluate_long_context
+    from cpt_dist.evaluation.long_context.report import print_tables, write_report
+
+    console = output_console()
+    with console.status("evaluating") as status:
+        evaluation = evaluate_long_context(config, status.update)
+    print_tables(write_report(evaluation, config.evaluate.out), console)
+    console.print(f"report: {Path(config.evaluate.out) / 'long_context.html'} (and .md, .json)", soft_wrap=True)
+
+
 if __name__ == "__main__":
-    run(main, needs=("run_dir", "model.path", "data.shards"))
+    run(main, short=WORDS)

@@ -66,9 +66,13 @@ class DocumentEncoder:
         """The context token and the text's tokens, int64 [1 + text tokens]."""
         return np.array([self.context_id, *self.text_tokens(text)], dtype=np.int64)
 
+    def decode(self, tokens: list[int]) -> str:
+        """The text of tokens, special ones spelled out."""
+        return self._decoder.decode(tokens, skip_special_tokens=False)
+
     def keeps(self, text: str) -> bool:
         """Whether the text can be read back from its tokens; where it can't, bits per byte flatter the model."""
-        return self._decoder.decode(self.text_tokens(text), skip_special_tokens=False) == text
+        return self.decode(self.text_tokens(text)) == text
 
 
 def choose_texts(documents: Iterable[HeldOut], encoder: DocumentEncoder, max_tokens: int) -> list[EvaluationText]:

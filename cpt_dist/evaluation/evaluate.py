@@ -260,7 +260,7 @@ def evaluate_sets(
                     window=settings.window_tokens,
                     batch_tokens=settings.batch_tokens,
                 )
-                _check_finite(name, held_out, found)
+                check_finite(name, held_out, found)
                 scores[name][held_out.source] = found
         del score
     results: list[SourceResult] = []
@@ -276,7 +276,8 @@ def evaluate_sets(
     return results, macro_averages(results, replicates, settings.confidence)
 
 
-def _check_finite(model: str, held_out: HeldOutSet, scores: DocumentScores) -> None:
+def check_finite(model: str, held_out: HeldOutSet, scores: DocumentScores) -> None:
+    """Raise UserError where `model` (base or adapted) gave a document a loss that is no number."""
     bad = np.flatnonzero(~np.isfinite(scores.nll))
     if len(bad):
         raise UserError(

@@ -16,6 +16,10 @@ from cpt_dist.model.folder import check_model_folder, max_positions
 
 def check_inputs(config: CptConfig) -> None:
     """Raise UserError unless both models of `config.evaluate`, sources and their shards are there."""
+    given = {"data.shards": config.data.shards, "model.path": config.model.path, "run_dir": config.run_dir}
+    missing = [f"{key} is missing; give it: {key}=…" for key, value in given.items() if not value]
+    if missing:
+        raise UserError(missing)
     problems = []
     for key, folder, fix in (
         ("base", config.evaluate.base, "set evaluate.base to the folder of the model before adaptation"),

@@ -133,6 +133,44 @@ def changes(sources: Sequence[dict[str, Any]]) -> str:
         return _svg(figure, "change-by-source")
 
 
+def loss_by_position(curves: dict[str, Sequence[dict[str, Any]]]) -> str:
+    """Nats per token of each bucket of positions with its interval, for each model; the axis is logarithmic."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(5.2, 2.8)
+        handles = []
+        for (buckets, colour), shift in zip(zip(curves.values(), _COLOURS, strict=False), (1.0, 1.06), strict=False):
+            ends = [bucket["stop"] * shift for bucket in buckets]
+            errors = [_error(bucket["loss"]) or [[0.0], [0.0]] for bucket in buckets]
+            bars = [[error[side][0] for error in errors] for side in (0, 1)]
+            values = [bucket["loss"]["value"] for bucket in buckets]
+            handles.append(axes.errorbar(ends, values, yerr=bars, marker="o", markersize=4, capsize=3, color=colour))
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set(xlabel="tokens before, up to", ylabel="nats per token")
+        _legend(axes, handles, list(curves))
+        return _svg(figure, "loss-by-position")
+
+
+def task_scores(rows: Sequence[dict[str, Any]], model: str) -> str:
+    """Score of every task (rows) at every length (columns) of one model and one way of scoring, as a map."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    lengths = sorted({row["length"] for row in rows})
+    scores = {(row["task"], row["length"]): row[model]["value"] for row in rows if row[model]}
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(5.2, 0.8 + 0.32 * len(tasks))
+        table = [[scores.get((task, length), math.nan) for length in lengths] for task in tasks]
+        axes.imshow(table, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+        for y, line in enumerate(table):
+            for x, value in enumerate(line):
+                if not math.isnan(value):
+                    axes.text(x, y, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
+        axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+        axes.set_yticks(range(len(tasks)), tasks)
+        axes.grid(visible=False)
+        axes.set(xlabel="tokens of the prompt")
+        return _svg(figure, f"task-scores-{rows[0]['way']}-{model}")
+
+
 def trade_off(gain: dict[str, Any], forgetting: dict[str, Any]) -> str:
     """Domain gained against general forgotten (macro averages of report.json), with both intervals."""
     with matplotlib.rc_context(_STYLE):

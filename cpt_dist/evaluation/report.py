@@ -32,7 +32,8 @@ def _optional(estimate: Estimate | None) -> dict[str, float | None] | None:
     return asdict(estimate) if estimate else None
 
 
-def _source_record(result: SourceResult) -> dict[str, Any]:
+def source_record(result: SourceResult) -> dict[str, Any]:
+    """A source's result as report.json has it."""
     record: dict[str, Any] = {
         "source": result.source,
         "role": result.role,
@@ -73,7 +74,7 @@ def build_record(evaluation: Evaluation, log: RunLog | None = None) -> dict[str,
         "models": {"base": evaluation.base_model, "adapted": evaluation.adapted_model},
         "same_tokenizer": evaluation.same_tokenizer,
         "settings": asdict(evaluation.settings),
-        "sources": [_source_record(result) for result in evaluation.sources],
+        "sources": [source_record(result) for result in evaluation.sources],
         "macro": macro,
         "run": _finite(log.facts()) if log else None,
     }
@@ -164,6 +165,14 @@ def _interval(estimate: dict[str, float | None], signed: bool = False) -> str:
     return f"[{form(estimate['low'])}, {form(estimate['high'])}]"
 
 
+def _share_interval(estimate: dict[str, float]) -> str:
+    return f"[{estimate['low']:.2f}, {estimate['high']:.2f}]"
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.0%}"
+
+
 def _count(value: float | None) -> str:
     return MISSING if value is None else f"{round(value):,}"
 
@@ -178,7 +187,8 @@ def _markdown_text(value: Any) -> str:
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", plain)
 
 
-def _environment(autoescape: bool) -> Environment:
+def template_environment(autoescape: bool) -> Environment:
+    """The templates of the reports and their filters."""
     environment = Environment(
         loader=PackageLoader("cpt_dist.evaluation"),
         autoescape=autoescape,
@@ -191,6 +201,8 @@ def _environment(autoescape: bool) -> Environment:
         "bits": _bits,
         "signed": _signed,
         "interval": _interval,
+        "share_interval": _share_interval,
+        "percent": _percent,
         "count": _count,
         "decimal": _decimal,
         "markdown_text": _markdown_text,
@@ -200,13 +212,13 @@ def _environment(autoescape: bool) -> Environment:
 
 def render_markdown(record: dict[str, Any]) -> str:
     """report.md of a record of `build_record`."""
-    return _environment(autoescape=False).get_template("report.md.j2").render(record)
+    return template_environment(autoescape=False).get_template("report.md.j2").render(record)
 
 
 def render_html(record: dict[str, Any], log: RunLog | None = None) -> str:
     """report.html of a record of `build_record`; the curves of the run come from `log`."""
     figures = [(title, Markup(svg)) for title, svg in _figures(record, log)]
-    return _environment(autoescape=True).get_template("report.html.j2").render(record, figures=figures)
+    return template_environment(autoescape=True).get_template("report.html.j2").render(record, figures=figures)
 
 
 def _figures(record: dict[str, Any], log: RunLog | None) -> list[tuple[str, str]]:

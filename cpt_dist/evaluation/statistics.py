@@ -112,6 +112,20 @@ def least_documents(confidence: float) -> int:
     return math.ceil(1 - math.log2(1 - confidence) - 1e-9)
 
 
+def wilson_interval(mean: float, num_items: int, confidence: float) -> tuple[float, float]:
+    """Score interval of a share of `num_items` independent items (Wilson 1927, JASA 22:158).
+
+    `mean` may be the mean of values within 0 and 1 that aren't all 0 or 1: their variance is at most mean (1 - mean),
+    so the interval is then wider than it need be, never narrower. Raises ValueError without items.
+    """
+    if num_items < 1:
+        raise ValueError("no items, no interval")
+    z = _NORMAL.inv_cdf((1 + confidence) / 2)
+    spread = z * math.sqrt(mean * (1 - mean) / num_items + z * z / (4 * num_items**2))
+    centre, scale = mean + z * z / (2 * num_items), 1 + z * z / num_items
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
 def outcome(difference: Estimate, num_effective: float, confidence: float, p_value: float) -> str:
     """improved, worse or undecided, for a difference in bits per byte (adapted - base; less is better).
 
