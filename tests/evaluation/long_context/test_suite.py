@@ -98,7 +98,7 @@ def test_a_task_that_was_never_done_has_nothing_to_keep():
 
 
 def test_what_does_not_fit_is_not_run(tmp_path):
-    settings = SuiteSettings(("niah_multivalue", "passkey"), (600,), 600, 2, (0.5,), 0)
+    settings = SuiteSettings(("niah_multivalue", "passkey"), (400,), 400, 2, (0.5,), 0)
     groups, reasons = make_items(settings, DocumentEncoder(tiny_tokenizer(tmp_path)), NOISE)
     scores = score_items(groups, oracle, settings.depths)
     rows = compare_suites(scores, scores, reasons, settings, 100, 0.95)
