@@ -21,6 +21,7 @@ from cpt_dist.curriculum_config import CurriculumConfig
 from cpt_dist.diagnose_config import DiagnoseConfig
 from cpt_dist.errors import UserError
 from cpt_dist.long_context_config import LongContextConfig
+from cpt_dist.long_data_config import LongDataConfig
 from cpt_dist.replay_config import ReplayConfig
 from cpt_dist.rope_config import RopeConfig
 from cpt_dist.schedule_config import ScheduleConfig
@@ -208,7 +209,9 @@ class StageConfig:
     mixture: dict[str, Any] = field(default_factory=dict)
     """Source name -> its share of tokens, or a list of [progress, share] points joined by straight lines.
     Shares are normalised at every point; two points at one progress make a step. A source with strata also takes
-    {share: …, strata: {name: …}}; without that its strata are read in proportion to their tokens."""
+    {share: …, strata: {name: …}}; without that its strata are read in proportion to their tokens. With
+    {share: …, length_upsampling: {min_tokens: 4096, factor: 5}}, or a list of such, tokens of long documents count more
+    often inside the source (docs/long_context.md)."""
     curriculum: CurriculumConfig | None = None
     """How the shares come to `mixture` over the stage (docs/mixtures.md); default: they are those of `mixture`."""
     packing: str = CONCAT
@@ -380,6 +383,7 @@ class CptConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     stages: list[StageConfig] = field(default_factory=list)
+    long_data: LongDataConfig = field(default_factory=LongDataConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)

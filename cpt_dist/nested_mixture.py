@@ -1,6 +1,7 @@
 """A stage's mixture with strata inside: which form it may have, and the checks that need the configuration alone.
 
-`law: 0.7` and `law: {share: 0.7, strata: {high: 3, low: 1}}` are both a source's entry. It is a part of
+`law: 0.7`, `law: {share: 0.7, strata: {high: 3, low: 1}}` and `law: {share: 0.7, length_upsampling: …}` are each a
+source's entry. It is a part of
 `cpt_dist.config` in a file of its own; `cpt_dist/data/layout.py` makes shares of strata from it.
 """
 
@@ -11,7 +12,10 @@ from typing import Any
 
 from cpt_dist.curriculum_config import CurriculumConfig
 from cpt_dist.errors import nearest
+from cpt_dist.length_upsampling import FACTORS, KEY, upsampling_problems
 from cpt_dist.strata_config import LABEL, OTHER, UNSCORED, StrataConfig, stratum_names
+
+_WORDS = ("share", "strata", KEY)
 
 
 def is_nested(value: Any) -> bool:
@@ -30,6 +34,12 @@ def inner_mixture(mixture: Mapping[str, Any], source: str) -> dict[str, Any] | N
     return dict(value.get("strata", {})) or None if is_nested(value) else None
 
 
+def inner_factors(mixture: Mapping[str, Any], source: str) -> dict[str, float]:
+    """Stratum -> how often its tokens count inside a source whose strata have no shares; once where left out."""
+    value = mixture[source]
+    return dict(value.get(FACTORS, {})) if is_nested(value) else {}
+
+
 def nested_problems(mixture: Mapping[str, Any], strata: Mapping[str, StrataConfig | None]) -> list[str]:
     """What is wrong with the nested entries of a mixture; `strata` is that of each source of `data.sources`."""
     problems = []
@@ -38,14 +48,16 @@ def nested_problems(mixture: Mapping[str, Any], strata: Mapping[str, StrataConfi
             continue
         key = f"mixture.{name}"
         problems += [
-            f"{key}.{word}: an entry has share and strata; {nearest(str(word), ('share', 'strata'))}"
+            f"{key}.{word}: an entry has share and strata or {KEY}; {nearest(str(word), _WORDS)}"
             for word in value
-            if word not in ("share", "strata")
+            if word not in _WORDS
         ]
         inside = value.get("strata", {})
         if "share" not in value:
             problems.append(f"{key}: it has no share; write {name}: {{share: …, strata: {{…}}}}")
-        if not is_nested(inside) or not inside:
+        if KEY in value:
+            problems += [f"{key}.{problem}" for problem in upsampling_problems(value, name, strata.get(name))]
+        elif not is_nested(inside) or not inside:
             problems.append(f"{key}.strata: {inside!r} is no mapping of strata to shares")
         elif (defined := strata.get(name)) is None:
             problems.append(f"{key}.strata: source '{name}' has none; set data.sources.{name}.strata")

@@ -25,13 +25,15 @@ from cpt_dist.context_config import context_problems
 from cpt_dist.curriculum_config import curriculum_problems
 from cpt_dist.diagnose_config import diagnose_problems, diagnose_quantities
 from cpt_dist.errors import UserError, nearest
+from cpt_dist.length_upsampling import strata_of_sources
 from cpt_dist.long_context_config import long_context_problems
+from cpt_dist.long_data_config import long_data_problems
 from cpt_dist.nested_mixture import flat_mixture, inner_mixture, nested_problems, outer_mixture
 from cpt_dist.replay_config import replay_problems
 from cpt_dist.rope_config import rope_problems
 from cpt_dist.schedule_config import schedule_problems
 from cpt_dist.schedules import stage_schedules
-from cpt_dist.strata_config import LABEL, LENGTH, strata_problems
+from cpt_dist.strata_config import LABEL, LENGTH, StrataConfig, strata_problems
 
 ENGINES = ("zero", "fsdp")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -51,7 +53,13 @@ def _one_of(problems: list[str], key: str, value: str, allowed: tuple[str, ...])
         problems.append(f"{key}: '{value}' is unknown; {nearest(value, allowed)} (one of {', '.join(allowed)})")
 
 
-def _check_stage(problems: list[str], index: int, stage: StageConfig, sources: dict[str, SourceConfig]) -> None:
+def _check_stage(
+    problems: list[str],
+    index: int,
+    stage: StageConfig,
+    sources: dict[str, SourceConfig],
+    strata: dict[str, StrataConfig | None],
+) -> None:
     key = f"stages.{index} ('{stage.name}')"
     if stage.seq_len < 2:
         problems.append(f"{key}.seq_len: {stage.seq_len} must be at least 2")
@@ -69,7 +77,7 @@ def _check_stage(problems: list[str], index: int, stage: StageConfig, sources: d
             )
     except UserError as error:
         problems.extend(error.problems)
-    problems.extend(_mixture_problems(key, stage, sources))
+    problems.extend(_mixture_problems(key, stage, strata))
     for name in stage.mixture:
         if name not in sources:
             problems.append(f"{key}.mixture: source '{name}' is not in data.sources; {nearest(name, sources)}")
@@ -81,8 +89,7 @@ def _check_stage(problems: list[str], index: int, stage: StageConfig, sources: d
         problems.extend(f"{key}.rope.{one}" for one in rope_problems(stage.rope))
 
 
-def _mixture_problems(key: str, stage: StageConfig, sources: dict[str, SourceConfig]) -> list[str]:
-    strata = {name: source.strata for name, source in sources.items()}
+def _mixture_problems(key: str, stage: StageConfig, strata: dict[str, StrataConfig | None]) -> list[str]:
     problems = [f"{key}: {problem}" for problem in nested_problems(stage.mixture, strata)]
     if problems:
         return problems
@@ -259,8 +266,9 @@ def validate(config: CptConfig) -> None:
         if source.import_format is not None:
             _one_of(problems, f"data.sources.{name}.import_format", source.import_format, IMPORT_FORMATS)
     problems.extend(f"schedule.{one}" for one in schedule_problems(config.schedule))
+    strata = strata_of_sources(config.data.sources, config.stages)
     for index, stage in enumerate(config.stages):
-        _check_stage(problems, index, stage, config.data.sources)
+        _check_stage(problems, index, stage, config.data.sources, strata)
     if not any("schedule" in problem for problem in problems):
         try:
             stage_schedules(config)
@@ -274,6 +282,7 @@ def validate(config: CptConfig) -> None:
     if last is not None and last not in names:
         problems.append(f"stop_after_stage: there is no stage '{last}'; {nearest(last, names)}")
     problems.extend(context_problems(config))
+    problems.extend(long_data_problems(config.long_data))
     problems.extend(cluster_problems(config.cluster))
     problems.extend(health_problems(config.health, config.engine.timeout_seconds))
     problems.extend(diagnose_problems(config.diagnose))

@@ -26,6 +26,8 @@ class Batch:
     """int32 [pieces + 1]: piece i has the tokens [cu_seqlens[i], cu_seqlens[i + 1])."""
     doc_ids: torch.Tensor
     """uint8 [pieces, 16]: id of the document that each piece is of."""
+    doc_lengths: torch.Tensor
+    """int32 [pieces]: tokens of the whole document that each piece is of."""
     sample_ids: torch.Tensor
     """int64 [rows]: global index n of each row."""
     row_sources: torch.Tensor
@@ -95,6 +97,17 @@ class Batch:
         if self.unlabelled.numel():
             return int((self.labels != IGNORE_INDEX).sum())
         return self.num_tokens - len(self.doc_ids) + self.continued.shape[1]
+
+    def joined_tokens(self, length: int) -> torch.Tensor:
+        """int64 [rows]: tokens of each row that lie in documents of fewer than `length` tokens.
+
+        With `length` the stage's seq_len, these fill the row only because documents were joined; the others are of
+        documents that really are that long, or longer.
+        """
+        bounds = self.cu_seqlens.long()
+        short = torch.diff(bounds) * (self.doc_lengths < length)
+        before = torch.cat([short.new_zeros(1), short.cumsum(0)])
+        return torch.diff(before[torch.searchsorted(bounds, self.row_bounds)])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on another device; what is made from its fields is made there."""

@@ -105,5 +105,6 @@ def _batch(
 ) -> Batch:
     """A batch of pieces between `bounds` (int64 [pieces + 1]) of documents without ids; all else is as in `Batch`."""
     doc_ids = np.zeros((len(bounds) - 1, 16), dtype=np.uint8)
-    arrays = (input_ids, bounds.astype(np.int32), doc_ids, *by_row, *skipped, NO_RUNS, unlabelled, NO_RUNS)
+    lengths = np.diff(bounds).astype(np.int32)
+    arrays = (input_ids, bounds.astype(np.int32), doc_ids, lengths, *by_row, *skipped, NO_RUNS, unlabelled, NO_RUNS)
     return Batch(*map(torch.from_numpy, arrays))

@@ -1,8 +1,9 @@
 """From a stage's nested mixture to the shares of what the sample order reads: sources, strata, generations.
 
 Shares are made in three steps, each an exact product: of sources (the mixture, a curriculum, a ledger entry), of strata
-within a source (as given, else in proportion to tokens), of generations within a stratum (in proportion to tokens). A
-source without strata that never grew passes through unchanged. Nothing here knows a file or a sample.
+within a source (as given, else in proportion to tokens, times a factor where long documents are upsampled), of
+generations within a stratum (in proportion to tokens). A source without strata that never grew passes through
+unchanged. Nothing here knows a file or a sample.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from cpt_dist.data.stage_counts import Knots
 from cpt_dist.data.stage_plan import StagePlan
 from cpt_dist.data.view_names import parse_view
 from cpt_dist.errors import UserError, nearest
-from cpt_dist.nested_mixture import inner_mixture, names_strata, outer_mixture
+from cpt_dist.nested_mixture import inner_factors, inner_mixture, names_strata, outer_mixture
 
 PIECES = 32
 
@@ -105,7 +106,8 @@ class Layout:
         """The shares of strata inside a source, on their own scale, and the strata's names."""
         given = inner_mixture(plan.mixture, source)
         if given is None:
-            shares = [float(tokens.get(key, 0)) for key in keys]
+            factors = inner_factors(plan.mixture, source)
+            shares = [tokens.get(key, 0) * factors.get(str(parse_view(key).stratum), 1.0) for key in keys]
             total = sum(shares)
             return ([0.0], [[share / total if total else 1 / len(keys) for share in shares]]), keys
         names = {key: str(parse_view(key).stratum) for key in keys}

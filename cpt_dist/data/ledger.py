@@ -67,7 +67,9 @@ class Ledger:
         config.run_dir = str(run_dir)
         records = _records(Path(run_dir) / "metrics.jsonl")
         starts = [record for record in records if record["kind"] in ("run", "resume")]
-        views = _as_read(starts[-1]["sources"] if starts else None, views_of(sources, config.data.sources))
+        views = _as_read(
+            starts[-1]["sources"] if starts else None, views_of(sources, config.data.sources, config.stages)
+        )
         order = sample_order(config, views)
         steps_done = next((record["step"] for record in reversed(records) if "step" in record), 0)
         return cls(order, views, steps_done)
@@ -110,6 +112,7 @@ class Ledger:
             raise UserError(f"steps: {first}-{last} must rise within 1 to {self.num_steps}, the steps of this run")
         documents: dict[Place, dict[str, Any]] = {}
         samples: dict[str, set[int]] = {name: set() for name in self.order.source_names}
+        joined = dict.fromkeys(self.order.source_names, 0)
         for reading in readings_of_steps(self.order, self.sources, first, last):
             place = reading.place
             if place not in documents:
@@ -118,12 +121,16 @@ class Ledger:
                 documents[place] = {**found, "tokens": 0, "read": []}
             documents[place]["tokens"] += reading.num_tokens
             documents[place]["read"].append(_as_json(reading))
+            seq_len = self.order.stages[self.order.stage_of(reading.sample)].seq_len
+            if place.stop - place.start < seq_len:
+                joined[self.order.source_names[place.source]] += reading.num_tokens
             samples[self.order.source_names[place.source]].add(reading.sample)
         views = {
             name: {
                 "samples": len(samples[name]),
                 "documents": sum(place.source == number for place in documents),
                 "tokens": sum(d["tokens"] for place, d in documents.items() if place.source == number),
+                "joined_tokens": joined[name],
                 "licence": self.sources[number].manifest["licence"],
                 "role": self.sources[number].role,
             }

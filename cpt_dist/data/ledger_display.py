@@ -46,13 +46,14 @@ def show_steps(answer: dict[str, Any], num_shown: int) -> None:
     first, last = answer["steps"]
     by_source = _table(
         f"steps {first} to {last}",
-        {"source": False, "role": False, "licence": False, "samples": True, "documents": True, "tokens": True},
+        dict.fromkeys(("source", "role", "licence"), False)
+        | dict.fromkeys(("samples", "documents", "tokens", "joined"), True),
     )
     for name, record in answer["sources"].items():
-        numbers = [f"{record[key]:,}" for key in ("samples", "documents", "tokens")]
+        numbers = [f"{record[key]:,}" for key in ("samples", "documents", "tokens", "joined_tokens")]
         by_source.add_row(Text(name), record["role"], Text(record["licence"]), *numbers)
         for stratum, part in record.get("strata", {}).items():
-            numbers = [f"{part[key]:,}" for key in ("samples", "documents", "tokens")]
+            numbers = [f"{part[key]:,}" for key in ("samples", "documents", "tokens", "joined_tokens")]
             by_source.add_row(Text(f"  {stratum}"), "", "", *numbers)
     console.print(by_source)
     columns = {"document": False, "source": False, "licence": False, "origin": False, "tokens": True, "steps": False}

@@ -31,6 +31,8 @@ class _Pieces(NamedTuple):
     """int32 [pieces]: tokens of each."""
     doc_ids: np.ndarray
     """uint8 [pieces, 16]."""
+    doc_lengths: np.ndarray
+    """int32 [pieces]: tokens of the whole document of each."""
     ends_document: list[bool]
     """Of each span of the row, whether it ends where a document does."""
 
@@ -75,7 +77,7 @@ class RowWindow:
         """
         bounds = self._bounds[first : last + 1] - self._bounds[first]
         input_ids = _blocks.array(int(bounds[-1]))
-        lengths, doc_ids = [], []
+        lengths, doc_ids, doc_lengths = [], [], []
         continued: list[tuple[int, int]] = []  # (place of a span's last token, the token after it in its document)
         unlabelled: list[np.ndarray] = []
         at = 0
@@ -86,6 +88,7 @@ class RowWindow:
             pieces = self._pieces[number] or self._find(number)
             lengths.append(pieces.lengths)
             doc_ids.append(pieces.doc_ids)
+            doc_lengths.append(pieces.doc_lengths)
             origin = self._sources[self._of[number]]
             loss_spans = origin.loss_spans(shard)
             for (start, end), is_end in zip(spans, pieces.ends_document, strict=True):
@@ -108,6 +111,7 @@ class RowWindow:
             input_ids,
             cu_seqlens,
             np.concatenate(doc_ids),
+            np.concatenate(doc_lengths),
             self._sample_ids[first:last],
             self._source[first:last],
             bounds,
@@ -142,11 +146,12 @@ class RowWindow:
         present = np.flatnonzero(lengths)
         doc_ids = origin.doc_ids(shard).take(documents[present], axis=0)
         narrow = lengths[present].astype(np.int32)
+        whole = (offsets[documents[present] + 1] - offsets[documents[present]]).astype(np.int32)
         ends_document = (offsets[lasts] == stops).tolist()
         piece, span = 0, 0
         for one, last_piece, last_span in zip(members.tolist(), last_pieces, last_spans.tolist(), strict=True):
             own = slice(piece, last_piece)
-            self._pieces[one] = _Pieces(narrow[own], doc_ids[own], ends_document[span:last_span])
+            self._pieces[one] = _Pieces(narrow[own], doc_ids[own], whole[own], ends_document[span:last_span])
             piece, span = last_piece, last_span
         found = self._pieces[number]
         assert found is not None, "a row is among the rows in its shard"

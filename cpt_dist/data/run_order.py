@@ -9,6 +9,7 @@ from cpt_dist.data.caps import caps_from_config
 from cpt_dist.data.ledger_entry import Entry, read_ledger
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.shards import Source
+from cpt_dist.length_upsampling import strata_of_sources, with_factors
 from cpt_dist.run_directory import RunDirectory
 
 
@@ -17,6 +18,6 @@ def sample_order(config: CptConfig, sources: list[Source], ledger: Sequence[Entr
     if ledger is None:
         ledger = read_ledger(RunDirectory(config.run_dir).ledger)
     caps = caps_from_config(config.data.sources)
-    return SampleOrder.from_sources(
-        config.stages, sources, config.seed, ledger, caps, config.data.shuffle_window_shards
-    )
+    strata = strata_of_sources(config.data.sources, config.stages)
+    stages = [with_factors(stage, strata) for stage in config.stages]
+    return SampleOrder.from_sources(stages, sources, config.seed, ledger, caps, config.data.shuffle_window_shards)

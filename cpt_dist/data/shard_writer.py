@@ -18,6 +18,7 @@ import zstandard
 
 from cpt_dist.data.columns import arrays
 from cpt_dist.data.cuts import LINES, PARAGRAPHS, Cuts
+from cpt_dist.data.length_counts import TOKENS_BY_LENGTH, tokens_by_length
 from cpt_dist.data.shards import FORMAT
 from cpt_dist.files import atomic_write
 
@@ -122,6 +123,7 @@ def write_shard(path: Path, part: Part) -> dict[str, Any]:
         "bytes": len(content),
         "documents": len(part.documents),
         "tokens": part.num_tokens,
+        TOKENS_BY_LENGTH: tokens_by_length(lengths),
         "block_bytes": BLOCK_BYTES,
         "blocks": block_checksums(content),
     }

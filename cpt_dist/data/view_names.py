@@ -67,7 +67,13 @@ def source_differences(name: str, saved: str, present: Mapping[str, str]) -> lis
         others = [other for other in present if parse_view(other)[:2] == view[:2]]
         if others:
             read_as = ", ".join(f"'{other}'" for other in others)
-            return [f"source '{name}' is read as {read_as} now: its strata changed; set {strata_key} back to resume"]
+            line = f"source '{name}' is read as {read_as} now: its strata changed; set {strata_key} back to resume"
+            if any("/under_" in other for other in others):
+                line += (
+                    " (a stage's length_upsampling parts its source for the whole run: begin a run with it, or train "
+                    "that stage as a run of its own on this one's model)"
+                )
+            return [line]
         what = f"generation {view.generation} of source '{view.source}'" if view.generation else f"source '{name}'"
         return [f"{what} is missing; the run has read from it, so add it again"]
     was_of, now_of = (fingerprint.partition(", ") for fingerprint in (saved, now))

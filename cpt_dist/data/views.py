@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from cpt_dist.config import SourceConfig
+from cpt_dist.config import SourceConfig, StageConfig
 from cpt_dist.data.generations import generations_of_source
 from cpt_dist.data.shards import HeldOutDocument, Source, merge_held_out
 from cpt_dist.data.strata import resolve, strata_of
 from cpt_dist.data.view_names import parse_view, source_of
 from cpt_dist.errors import UserError
+from cpt_dist.length_upsampling import strata_of_sources
 
 
-def views_of(sources: Sequence[Source], configs: Mapping[str, SourceConfig]) -> list[Source]:
+def views_of(
+    sources: Sequence[Source], configs: Mapping[str, SourceConfig], stages: Sequence[StageConfig] = ()
+) -> list[Source]:
     """The views of all sources, in the order of `sources`: generation by generation, stratum by stratum.
 
+    A source without strata that one of the `stages` upsamples by length is parted by that.
     Raises UserError with every source whose shards don't hold what its strata are made by.
     """
     views: list[Source] = []
     problems: list[str] = []
+    parts = strata_of_sources(configs, stages)
     for source in sources:
         generations = generations_of_source(source)
-        strata = configs[source.name].strata
+        strata = parts[source.name]
         if strata is None:
             views += generations
             continue

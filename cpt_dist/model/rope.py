@@ -57,6 +57,15 @@ def trained_positions(config: dict[str, Any], rope: RopeConfig | None = None) ->
     return rope.original if rope is not None and rope.original else max_positions(config)
 
 
+def stage_trained_positions(config: dict[str, Any], stages: list[StageConfig]) -> list[int | None]:
+    """`trained_positions` for each stage; one without `rope` goes by that of the stage before it."""
+    found, rope = [], None
+    for stage in stages:
+        rope = stage.rope if stage.rope is not None else rope
+        found.append(trained_positions(config, rope))
+    return found
+
+
 def ntk_theta(theta: float, scale: float, dimensions: int) -> float:
     """The base frequency at which the slowest dimension is stretched by `scale` and the fastest stays: θ·s^(d/(d−2)).
 

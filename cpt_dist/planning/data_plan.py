@@ -14,6 +14,8 @@ import numpy as np
 
 from cpt_dist.config import CptConfig, parse_quantity
 from cpt_dist.data.best_fit import BestFit
+from cpt_dist.data.length_counts import share_below
+from cpt_dist.data.long_documents import short_share_problems
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.plans import RowsKey, make_plan
 from cpt_dist.data.remote import source_folder
@@ -22,6 +24,9 @@ from cpt_dist.data.shards import Source, read_manifest, tokenizer_fingerprint
 from cpt_dist.data.view_names import by_source, parse_view, parted, source_of, with_strata
 from cpt_dist.data.views import views_of
 from cpt_dist.errors import UserError
+from cpt_dist.length_upsampling import length_factors
+from cpt_dist.model.folder import read_model_config
+from cpt_dist.model.rope import stage_trained_positions
 from cpt_dist.schedules import learning_rate, stage_schedules
 
 MANY_EPOCHS = 4
@@ -31,6 +36,7 @@ NUM_POINTS = 10
 NUM_RATES = 200
 """Steps of a stage whose learning rate is in the plan."""
 _SHORT_ROWS = 0.5
+_NEARLY_ALL_JOINED = 0.95
 
 
 def plan_data(config: CptConfig) -> dict[str, Any]:
@@ -39,10 +45,11 @@ def plan_data(config: CptConfig) -> dict[str, Any]:
     Raises UserError with every source that is not complete or was made with another tokenizer than `data.tokenizer`
     (which is compared where that folder is on this machine), and what the sample order refuses.
     """
-    views = views_of(_open_manifests(config), config.data.sources)
+    views = views_of(_open_manifests(config), config.data.sources, config.stages)
     order = sample_order(config, views)
     by_name = {view.name: view for view in views}
-    stages = [_stage(config, order, by_name, index) for index in range(len(order.stages))]
+    trained = _trained_positions(config)
+    stages = [_stage(config, order, by_name, index, trained[index]) for index in range(len(order.stages))]
     return {
         "kind": "data",
         "seed": config.seed,
@@ -57,8 +64,16 @@ def plan_data(config: CptConfig) -> dict[str, Any]:
             for name in dict.fromkeys(source_of(view.name) for view in views)
         },
         "stages": stages,
-        "warnings": _warnings(config, views, stages),
+        "warnings": [*_warnings(config, views, stages), *_length_warnings(config, order, views, trained, stages)],
     }
+
+
+def _trained_positions(config: CptConfig) -> list[int | None]:
+    """Of each stage the length that the base model was trained at; None where there is no config.json to say it."""
+    try:
+        return stage_trained_positions(read_model_config(config.model.path), config.stages)
+    except UserError:
+        return [None] * len(config.stages)
 
 
 def _open_manifests(config: CptConfig) -> list[Source]:
@@ -128,7 +143,9 @@ def _view_of_stage(stage: dict[str, Any], view: str) -> dict[str, Any] | None:
     return found
 
 
-def _stage(config: CptConfig, order: SampleOrder, sources: dict[str, Source], index: int) -> dict[str, Any]:
+def _stage(
+    config: CptConfig, order: SampleOrder, sources: dict[str, Source], index: int, trained: int | None
+) -> dict[str, Any]:
     plan, stage = order.stages[index], config.stages[index]
     start, end = order.stage_starts[index], order.stage_starts[index + 1]
     schedule = stage_schedules(config)[index]
@@ -155,6 +172,7 @@ def _stage(config: CptConfig, order: SampleOrder, sources: dict[str, Source], in
             "epochs_so_far": so_far,
             "unseen_share": max(0.0, 1.0 - so_far),
         }
+    _count_by_length(read, sources, plan.seq_len, trained)
     return {
         "name": plan.name,
         "seq_len": plan.seq_len,
@@ -167,6 +185,7 @@ def _stage(config: CptConfig, order: SampleOrder, sources: dict[str, Source], in
         "quota_error_samples": order.error_bound(index),
         "schedule": schedule.name,
         "warmup_steps": schedule.warmup * plan.num_steps,
+        "long_data": _long_data(config, read, trained),
         "sources": _with_strata(order, read, plan.rows_key, end),
         "timeline": timeline(order, index, lambda progress: learning_rate(schedule, progress)),
         "learning_rates": [
@@ -174,6 +193,64 @@ def _stage(config: CptConfig, order: SampleOrder, sources: dict[str, Source], in
             for step in sorted({1 + (plan.num_steps - 1) * at // (NUM_RATES - 1) for at in range(NUM_RATES)})
         ],
     }
+
+
+def _count_by_length(
+    read: dict[str, dict[str, Any]], sources: dict[str, Source], seq_len: int, trained: int | None
+) -> None:
+    """Put into each record the tokens of documents shorter than the rows and than the trained length.
+
+    They are None where the bounds of documents are needed and a shard isn't there, or no trained length is known.
+    """
+    for key, length in (("joined_tokens", seq_len), ("short_tokens", trained)):
+        try:
+            shares = {name: share_below(sources[name], length) if length is not None else None for name in read}
+        except UserError:
+            shares = dict.fromkeys(read)
+        for name, record in read.items():
+            share = shares[name]
+            record[key] = None if share is None else round(record["tokens"] * share)
+
+
+def _long_data(config: CptConfig, read: dict[str, dict[str, Any]], trained: int | None) -> dict[str, Any]:
+    """Shares of the stage's tokens in documents that were joined to fill rows, and in short ones."""
+    total = max(1, sum(record["tokens"] for record in read.values()))
+    found: dict[str, Any] = {"trained_positions": trained, "min_short_share": config.long_data.min_short_share}
+    for key in ("joined", "short"):
+        values = [record[f"{key}_tokens"] for record in read.values()]
+        found[f"{key}_share"] = None if None in values else sum(values) / total
+    return found
+
+
+def _length_warnings(
+    config: CptConfig,
+    order: SampleOrder,
+    views: list[Source],
+    trained: list[int | None],
+    stages: list[dict[str, Any]],
+) -> list[str]:
+    """What training refuses for too few short documents; long rows, and length upsampling, without long documents."""
+    try:
+        found = short_share_problems(order, views, trained, config.long_data.min_short_share)
+    except UserError:
+        found = []
+    for record in stages:
+        length, joined = record["long_data"]["trained_positions"], record["long_data"]["joined_share"]
+        if joined is not None and length is not None and record["seq_len"] > length and joined > _NEARLY_ALL_JOINED:
+            found.append(
+                f"stage '{record['name']}': {joined:.1%} of its tokens are joined: there are next to no documents "
+                f"of {record['seq_len']} tokens, so little can be learned at that distance; lower seq_len, add longer "
+                "documents or raise their share by length_upsampling"
+            )
+    tokens = {view.name: view.num_tokens for view in views}
+    for stage in config.stages:
+        for name, entry in stage.mixture.items():
+            if length_factors(entry) and len([one for one, n in tokens.items() if source_of(one) == name and n]) < 2:
+                found.append(
+                    f"stage '{stage.name}': length_upsampling of source '{name}' changes nothing, as all of its "
+                    "documents lie on one side of its min_tokens"
+                )
+    return found
 
 
 def _with_strata(order: SampleOrder, read: dict[str, Any], rows_key: RowsKey, end: int) -> dict[str, Any]:

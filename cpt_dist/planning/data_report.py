@@ -121,6 +121,7 @@ def _print_stage(plan: dict[str, Any], stage: dict[str, Any], console: Console) 
         "padding",
         "left out",
         "cuts at most",
+        "joined",
     ]
     table = _table(title, ["source"], numbers)
     records = []
@@ -135,6 +136,7 @@ def _print_stage(plan: dict[str, Any], stage: dict[str, Any], console: Console) 
             f"{read['unseen_share']:.1%}",
             f"{read['utilisation']:.2%}",
             *[f"{read[key]:,}" for key in ("padding_tokens", "truncated_tokens", "cuts_at_most")],
+            "–" if read["joined_tokens"] is None else f"{read['joined_tokens'] / max(1, read['tokens']):.1%}",
         )
     console.print(table)
     names = _shown(plan)

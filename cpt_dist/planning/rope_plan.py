@@ -19,6 +19,7 @@ from cpt_dist.model.rope import (
     inverse_frequencies,
     rotary_dimensions,
     stage_ropes,
+    stage_trained_positions,
     trained_positions,
 )
 
@@ -36,10 +37,9 @@ def plan_ropes(config: dict[str, Any], stages: list[StageConfig]) -> list[dict[s
         return [None] * len(stages)
     records: list[dict[str, Any] | None] = []
     declared = None
-    for stage, rope in zip(stages, ropes, strict=True):
+    for stage, rope, trained in zip(stages, ropes, stage_trained_positions(config, stages), strict=True):
         declared = stage.rope if stage.rope is not None else declared
         parameters = base if rope is None else rope.parameters
-        trained = trained_positions(config, declared)
         records.append(
             {
                 "type": declared.type if declared is not None and rope is not None else base["rope_type"],

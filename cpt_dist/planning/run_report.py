@@ -47,7 +47,7 @@ def tables(plan: dict[str, Any]) -> list[PlanTable]:
     makers: dict[str, list[Callable[[dict[str, Any]], PlanTable | None]]] = {
         "schedule": [_stages, _learning_rates, _saves, _settings],
         "rope": [_ropes],
-        "all": [_stages, _learning_rates, _saves, _ropes, _settings, _mixture, _epochs, _timeline],
+        "all": [_stages, _learning_rates, _saves, _ropes, _settings, _mixture, _epochs, _lengths, _timeline],
     }
     made = [make(plan) for make in makers[plan["what"]]]
     return [table for table in made if table is not None]
@@ -160,6 +160,30 @@ def _epochs(plan: dict[str, Any]) -> PlanTable | None:
         row += [f"{s['sources'][name]['epochs']:.3g}" if name in s["sources"] else _NONE for s in plan["stages"]]
         rows.append(row)
     return PlanTable("what is read of each source", columns, rows, words=2)
+
+
+def _lengths(plan: dict[str, Any]) -> PlanTable | None:
+    """What documents the rows of each stage are made of; left out where no shards tell."""
+    if plan["data"] is None:
+        return None
+    rows = []
+    for stage in plan["data"]["stages"]:
+        known, total = stage["long_data"], sum(source["tokens"] for source in stage["sources"].values())
+        shares = [known["joined_share"], known["short_share"]]
+        row = [stage["name"], "all", _count(stage["seq_len"]), _count(known["trained_positions"]), _count(total)]
+        rows.append([*row, *map(_share, shares)])
+        for name, source in stage["sources"].items():
+            for one, record in {name: source, **source.get("strata", {})}.items():
+                tokens = [record["joined_tokens"], record["short_tokens"]]
+                parts = [None if n is None else n / max(1, record["tokens"]) for n in tokens]
+                rows.append(["", one, "", "", _count(record["tokens"]), *map(_share, parts)])
+    columns = ["stage", "source", "row", "base trained at", "tokens", "joined", "short"]
+    title = "documents behind the rows (joined: shorter than the row; short: than the base was trained at)"
+    return PlanTable(title, columns, rows, words=2)
+
+
+def _share(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.1%}"
 
 
 def _timeline(plan: dict[str, Any]) -> PlanTable | None:

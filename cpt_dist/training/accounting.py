@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cpt_dist.data.long_documents import planned_joined
 from cpt_dist.data.order import RowsRead, SampleOrder
 from cpt_dist.data.view_names import source_of
 from cpt_dist.training.run import Run
@@ -26,12 +27,13 @@ def checked_accounts(run: Run) -> dict[str, dict[str, Any]]:
     """Source -> what was planned and what was read of it; the same on every rank.
 
     Planned is what the shares ask for, a fraction: `planned_samples`, and of mean rows `planned_tokens`,
-    `planned_loss_tokens` and `planned_padding`. Read are `samples`, `tokens`, `loss_tokens` (those that were predicted;
-    None where an older checkpoint didn't count them), `padding` (tokens by which rows were shorter than seq_len; they
-    were not computed), what was skipped because it was taken down, and `epochs` by seq_len. Samples that the ledger
-    skips are in none of them. A source with strata or generations has them beneath, under `strata`, and their sums.
-    Raises AccountingError, before the checkpoint is written, with each whose samples differ from the order's count, or
-    whose tokens or loss tokens are none that such rows can hold: after whole epochs that is one number.
+    `planned_loss_tokens`, `planned_joined_tokens` and `planned_padding`. Read are `samples`, `tokens`, `loss_tokens`
+    (those that were predicted; None where an older checkpoint didn't count them), `joined_tokens` (those of documents
+    shorter than seq_len; None likewise), `padding` (tokens by which rows were shorter than seq_len; they were not
+    computed), what was skipped because it was taken down, and `epochs` by seq_len. Samples that the ledger skips are in
+    none of them. A source with strata or generations has them beneath, under `strata`, and their sums. Raises
+    AccountingError, before the checkpoint is written, with each whose samples differ from the order's count, or whose
+    tokens or loss tokens are none that such rows can hold: after whole epochs that is one number.
     """
     _check(run)
     order, totals, n = run.order, run.totals, run.position
@@ -40,6 +42,9 @@ def checked_accounts(run: Run) -> dict[str, dict[str, Any]]:
     full_asked = without(partial(order.tokens_of_full_rows, planned=True), n).tolist()
     tokens_of = without(lambda at: np.array([order.planned_tokens(at)[name] for name in order.source_names]), n)
     tokens_asked = dict(zip(order.source_names, tokens_of.tolist(), strict=True))
+    of_joined = partial(planned_joined, order, run.joined_shares)
+    joined_asked = without(lambda at: np.array([of_joined(at)[name] for name in order.source_names]), n).tolist()
+    joined = totals.joined_tokens_by_source
     loss_tokens: Sequence[int | None] = totals.target_tokens_by_source or [None] * len(order.source_names)
     views = {
         name: {
@@ -53,6 +58,8 @@ def checked_accounts(run: Run) -> dict[str, dict[str, Any]]:
             "padding": int(full[number])
             - totals.input_tokens_by_source[number]
             - totals.skipped_tokens_by_source[number],
+            "planned_joined_tokens": joined_asked[number],
+            "joined_tokens": None if joined is None else joined[number],
             "skipped_pieces": totals.skipped_pieces_by_source[number],
             "skipped_tokens": totals.skipped_tokens_by_source[number],
             "epochs": _read_epochs(order, partial(_epochs_of, order, name), n),

@@ -39,6 +39,7 @@ def step_record(run: Run, result: StepResult, tokens_per_second: float, peak_flo
         "grad_norm": result.grad_norm,
         "tokens": run.totals.input_tokens,
         "target_tokens": result.target_tokens,
+        "joined_tokens": sum(result.joined_tokens_by_source),
         "seconds": result.seconds,
         "tokens_per_second": tokens_per_second,
         "mfu": flops / (peak_flops * run.world.size),

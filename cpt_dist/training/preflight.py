@@ -12,6 +12,7 @@ from typing import Any
 
 from cpt_dist.config import CptConfig, check_shard_size
 from cpt_dist.context_config import context_rank_problems, stage_context
+from cpt_dist.data.long_documents import short_share_problems
 from cpt_dist.data.remote import source_folder
 from cpt_dist.data.shard_cache import check_cache_holds
 from cpt_dist.data.shards import Source, tokenizer_fingerprint
@@ -19,7 +20,7 @@ from cpt_dist.data.take_down import read_list
 from cpt_dist.data.views import views_of
 from cpt_dist.errors import UserError
 from cpt_dist.model.folder import check_model_folder, read_model_config
-from cpt_dist.model.rope import stage_ropes
+from cpt_dist.model.rope import stage_ropes, stage_trained_positions
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.training.growth import sources_and_order
 
@@ -38,7 +39,7 @@ def open_sources(config: CptConfig) -> list[Source]:
                 problems += error.problems
     if problems:
         raise UserError(problems)
-    views = views_of(sources, config.data.sources)
+    views = views_of(sources, config.data.sources, config.stages)
     check_cache_holds(config.data, {view.name: view.remote_files for view in views})
     return views
 
@@ -65,9 +66,13 @@ def check_files(config: CptConfig) -> None:
             problems.extend(error.problems)
 
     def check_order() -> None:
-        _, order, _ = sources_and_order(config, open_sources(config), _newest_trainer(config))
+        saved = _newest_trainer(config)
+        views, order, _ = sources_and_order(config, open_sources(config), saved)
         for index, stage in enumerate(order.stages):
             stage.check_world_size(world_size, stage_context(config, index))
+        trained = stage_trained_positions(read_model_config(config.model.path), config.stages)
+        done = saved["position"] if saved is not None else 0
+        problems.extend(short_share_problems(order, views, trained, config.long_data.min_short_share, done))
 
     if config.data.take_down is not None:
         collect(read_list, config.data.take_down)

@@ -21,6 +21,7 @@ from cpt_dist.config import CptConfig, StageConfig
 from cpt_dist.data.batch import Batch
 from cpt_dist.data.batches import build_batch
 from cpt_dist.data.loader import StepLoader
+from cpt_dist.data.long_documents import joined_shares
 from cpt_dist.data.masking import TakenDown
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.plans import make_plan
@@ -57,6 +58,8 @@ class StepResult:
     skipped_pieces_by_source: list[int]
     """Pieces of documents that were taken down, in this step's rows."""
     skipped_tokens_by_source: list[int]
+    joined_tokens_by_source: list[int]
+    """Input tokens in documents shorter than the stage's rows."""
     seconds: float
     data_wait_seconds: float
     """Time that this rank waited for batches; the longest of all ranks."""
@@ -117,6 +120,8 @@ class Totals:
     skipped_tokens_by_source: list[int]
     target_tokens_by_source: list[int] | None = None
     """None after a checkpoint of a version that didn't count them."""
+    joined_tokens_by_source: list[int] | None = None
+    """Input tokens in documents shorter than their stage's rows; None as above."""
     target_tokens: int = 0
     seconds: float = 0.0
     skipped_steps: int = 0
@@ -125,7 +130,7 @@ class Totals:
     @classmethod
     def zero(cls, num_sources: int) -> Totals:
         """The counters at the start of a run."""
-        return cls(*([0] * num_sources for _ in range(5)))  # type: ignore[arg-type]
+        return cls(*([0] * num_sources for _ in range(6)))  # type: ignore[arg-type]
 
     def add(self, result: StepResult) -> None:
         """Count a step."""
@@ -295,6 +300,11 @@ class Run:
     def epoch_targets(self) -> list[int]:
         """Tokens of each source that one reading of all its rows predicts."""
         return [epoch_targets(source) for source in self.sources]
+
+    @cached_property
+    def joined_shares(self) -> dict[int, dict[str, float]]:
+        """seq_len of a stage -> source -> share of its tokens in documents that are shorter than that."""
+        return joined_shares(self.order, self.sources)
 
     @cached_property
     def learning_rate(self) -> Callable[[int, float], float]:

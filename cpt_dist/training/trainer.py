@@ -99,12 +99,14 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
     engine, world = run.engine, run.world
     num_sources = len(run.sources)
     batch_samples = run.order.stages[index].batch_samples
-    sums = torch.zeros(6, num_sources, dtype=torch.float64)
+    sums = torch.zeros(7, num_sources, dtype=torch.float64)
     suspects: list[str] = []
     for number, batch in enumerate(batches.micro_batches, start=1):
         last = number == len(batches.micro_batches)
         nll = engine.forward_backward(batch, batches.num_target_tokens, last).cpu()
-        for row, counts in enumerate((torch.ones_like(batch.row_sources), batch.skipped_pieces, batch.skipped_tokens)):
+        joined = batch.joined_tokens(stage.seq_len)
+        by_row = (torch.ones_like(batch.row_sources), batch.skipped_pieces, batch.skipped_tokens, joined)
+        for row, counts in enumerate(by_row):
             sums[3 + row] += run.sums_by_source(counts, batch.row_sources)
         if batch.is_filler:
             continue  # it only keeps the ranks in step
@@ -143,6 +145,7 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
         samples_by_source=[int(count) for count in sums[3]],
         skipped_pieces_by_source=[int(count) for count in sums[4]],
         skipped_tokens_by_source=[int(count) for count in sums[5]],
+        joined_tokens_by_source=[int(count) for count in sums[6]],
         seconds=time.perf_counter() - begin + batches.wait_seconds,
         data_wait_seconds=float(own_times[:, 0].max()),
         straggler=straggler(own_times.tolist()),
@@ -178,6 +181,7 @@ def _skipped_step(run: Run, index: int, stage: StageConfig) -> StepResult:
         samples_by_source=nothing,
         skipped_pieces_by_source=nothing,
         skipped_tokens_by_source=nothing,
+        joined_tokens_by_source=nothing,
         seconds=time.perf_counter() - begin,
         data_wait_seconds=0.0,
         straggler=None,

@@ -44,3 +44,23 @@ def test_each_checkpoint_is_exported_with_the_rope_that_it_was_trained_with(expe
         exported[step] = json.loads((out / "config.json").read_text())
     assert (exported[4]["rope_scaling"], exported[4]["max_position_embeddings"]) == (None, 128)
     assert (exported[6]["rope_scaling"]["rope_type"], exported[6]["max_position_embeddings"]) == ("yarn", 256)
+
+
+def test_a_stage_that_upsamples_long_documents_trains_counts_joined_tokens_and_needs_short_ones(experiment):
+    folder, configs = experiment
+    change = "stages.1.mixture={domain: {share: 0.7, length_upsampling: {min_tokens: 32, factor: 4}}, general: 0.3}"
+    options = [f"--config-dir={configs}", "experiment=tiny", f"run_dir={folder}/upsampled"]
+    # No document has the 128 tokens that the model was trained at, so even this share of short ones is reached.
+    tiny_run.launch("python", 1, "train.py", *options, change, "long_data.min_short_share=1")
+    accounts = tiny_run.read_metrics(folder / "upsampled", "checkpoint")[-1]["accounts"]
+    domain = accounts["domain"]
+    assert set(domain["strata"]) == {"domain/under_32", "domain/from_32"}
+    assert domain["joined_tokens"] == domain["tokens"] > 0
+    assert domain["planned_joined_tokens"] == pytest.approx(domain["planned_tokens"])
+    assert domain["planned_tokens"] / accounts["general"]["planned_tokens"] == pytest.approx(7 / 3)
+    steps = tiny_run.read_metrics(folder / "upsampled")
+    assert sum(record["joined_tokens"] for record in steps) == sum(one["joined_tokens"] for one in accounts.values())
+    override = "stages.1.rope={type: yarn, original: 16}"
+    done = tiny_run.launch("python", 1, "train.py", *options[:2], f"run_dir={folder}/refused", override, check=False)
+    assert done.returncode == 2
+    assert "of its tokens lie in documents of fewer than 16 tokens" in done.stderr

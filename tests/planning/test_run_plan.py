@@ -20,7 +20,7 @@ from cpt_dist.planning.data_plan import plan_data
 from cpt_dist.planning.run_plan import plan_run
 from cpt_dist.planning.run_report import render_html, tables, write_run_plan
 from tests.helpers import tiny_run
-from tests.helpers.corpora import corpus_config
+from tests.helpers.corpora import corpus_config, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = {name: [f"{name} text {i} " + "y" * (i % 40) for i in range(n)] for name, n in (("law", 150), ("news", 60))}
@@ -252,3 +252,32 @@ def test_a_command_of_the_page_makes_its_three_files_without_torch(words, tmp_pa
     assert done.returncode == 0, done.stderr
     assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
     assert sorted(path.name for path in (tmp_path / "plan").iterdir()) == ["plan.html", "plan.json", "plan.png"]
+
+
+def test_the_plan_says_what_documents_are_behind_long_rows(config):
+    config.data.sources["law"].raw = [
+        str(write_jsonl(Path(config.plan.out) / "law.jsonl", [*TEXTS["law"], "z " * 700]))
+    ]
+    prepare(config)
+    upsampled = {"share": 1.0, "length_upsampling": {"min_tokens": 512, "factor": 3}}
+    config.stages[1].mixture = {"law": upsampled}
+    plan = plan_run(config)
+    short, long = (stage["sources"]["law"] for stage in plan["stages"])
+    assert short["strata"]["law/from_512"]["joined_tokens"] == 0
+    assert (long["strata"]["law/under_512"]["joined_tokens"], long["strata"]["law/from_512"]["joined_tokens"]) == (
+        long["strata"]["law/under_512"]["tokens"],
+        0,
+    )
+    shares = [stage["long_data"] for stage in plan["data"]["stages"]]
+    assert [one["trained_positions"] for one in shares] == [128, 128]
+    assert shares[1]["joined_share"] == pytest.approx(long["joined_tokens"] / long["tokens"])
+    assert shares[1]["short_share"] == pytest.approx(long["short_tokens"] / long["tokens"])
+    rows = next(table.rows for table in tables(plan) if table.title.startswith("documents behind"))
+    assert ["law/from_512"] in [row[1:2] for row in rows]
+    config.stages[1].mixture = {"law": 1.0}
+    config.long_data.min_short_share = 1.0
+    assert any("asks for 100%" in line for line in plan_run(config)["warnings"])
+    config.stages[1].mixture = {"news": upsampled}
+    warnings = plan_run(config)["warnings"]
+    assert any(line.startswith("stage 'long': 100.0% of its tokens are joined") for line in warnings)
+    assert any("length_upsampling of source 'news' changes nothing" in line for line in warnings)

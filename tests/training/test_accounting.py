@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
@@ -24,9 +25,10 @@ def a_run(position=12, samples=None):
     order = SampleOrder([stage(80, {"law": 0.7, "news": 0.3})], rows, 0)
     samples = samples or order.counts(position).tolist()
     store = SimpleNamespace(steps=lambda: [2])
-    totals = Totals([62, 32], samples, [3, 0], [1, 0], [55, 30])
+    totals = Totals([62, 32], samples, [3, 0], [1, 0], [55, 30], [17, 32])
     run = SimpleNamespace(order=order, position=position, step=3, totals=totals, store=store)
     run.epoch_targets = [70, 70]
+    run.joined_shares = {8: defaultdict(lambda: 0.25)}
     return run
 
 
@@ -41,6 +43,8 @@ def test_accounts_give_samples_and_epochs_beside_the_plan():
         "loss_tokens": 55,
         "planned_padding": pytest.approx(8.4 * 0.1),
         "padding": 1,
+        "planned_joined_tokens": pytest.approx(8.4 * 7.9 * 0.25),
+        "joined_tokens": 17,
         "skipped_pieces": 3,
         "skipped_tokens": 1,
         "epochs": {"8": 0.8},
