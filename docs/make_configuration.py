@@ -65,6 +65,7 @@ def page() -> str:
         ("stages.N", config.StageConfig),
         ("stages.N.curriculum", config.CurriculumConfig),
         ("stages.N.rope", config.RopeConfig),
+        ("long_data", config.LongDataConfig),
         ("replay", config.ReplayConfig),
         ("checkpoint", config.CheckpointConfig),
         ("checkpoints", config.CheckpointsConfig),

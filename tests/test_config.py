@@ -334,7 +334,10 @@ def test_a_wrong_field_of_scores_or_labels_is_named(fields, named):
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        ({"shar": 1, "strata": {"low": 1}}, ["legal.shar: an entry has share and strata; did you", "it has no share"]),
+        (
+            {"shar": 1, "strata": {"low": 1}},
+            ["legal.shar: an entry has share and strata or length_upsampling; did you", "it has no share"],
+        ),
         ({"share": 1, "strata": {}}, ["legal.strata: {} is no mapping of strata to shares"]),
         ({"share": 1, "strata": 3}, ["legal.strata: 3 is no mapping of strata to shares"]),
         ({"share": 1, "strata": {"hig": 1}}, ["legal.strata: there is no 'hig'; did you mean 'high'?"]),
