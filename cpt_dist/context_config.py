@@ -13,7 +13,7 @@ from cpt_dist.errors import nearest
 
 ULYSSES = "ulysses"
 METHODS = ("all_gather", "ring", ULYSSES)
-_BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+_BATCH_DEPENDENT_ROPE = ("dynamic", "longrope", "su")
 
 
 def stage_context(config: CptConfig, index: int) -> int:
@@ -52,24 +52,24 @@ def context_problems(config: CptConfig) -> list[str]:
 def context_rank_problems(config: CptConfig, world_size: int, model: dict[str, Any]) -> list[str]:
     """What is wrong on `world_size` ranks for a model with the config.json `model`, one line each."""
     problems = []
-    for key, size in dict(_sizes(config)).items():
+    heads = _heads(model) if config.engine.context_parallel_method == ULYSSES else []
+    for key, size in _sizes(config):
         if size <= 1:
             continue
+        fitting = _nearest(size, [world_size, *heads])
         if world_size % size:
             below, above = world_size // size * size, (world_size // size + 1) * size
             ranks = f"{below} or {above}" if below else str(above)
             problems.append(
-                f"{key}: {size} doesn't divide {world_size} ranks; nearest: start {ranks} ranks, or set it to "
-                f"{_nearest(size, [world_size])}"
+                f"{key}: {size} doesn't divide {world_size} ranks; nearest: start {ranks} ranks, or set it to {fitting}"
             )
-        heads = _heads(model)
-        if config.engine.context_parallel_method == ULYSSES and any(number % size for number in heads):
+        if any(number % size for number in heads):
             problems.append(
                 f"{key}: ulysses deals out heads, and {size} doesn't divide {heads[0]} query and {heads[1]} key-value "
-                f"heads; nearest: set it to {_nearest(size, [*heads, world_size])}, or "
-                "engine.context_parallel_method=all_gather"
+                f"heads; nearest: set it to {fitting}, or engine.context_parallel_method=all_gather"
             )
-        rope = (model.get("rope_parameters") or model.get("rope_scaling") or {}).get("rope_type")
+        stated = model.get("rope_parameters") or model.get("rope_scaling") or {}
+        rope = stated.get("rope_type", stated.get("type"))
         if rope in _BATCH_DEPENDENT_ROPE:
             problems.append(
                 f"{key}: the frequencies of the model's RoPE '{rope}' follow the longest sequence that a rank sees, so "
@@ -78,10 +78,10 @@ def context_rank_problems(config: CptConfig, world_size: int, model: dict[str, A
     return problems
 
 
-def _heads(model: dict[str, Any]) -> tuple[int, int]:
+def _heads(model: dict[str, Any]) -> list[int]:
     """Query and key-value heads of a config.json, whatever the family calls them."""
     queries = int(model.get("num_attention_heads") or model.get("n_head") or 1)
-    return queries, int(model.get("num_key_value_heads") or queries)
+    return [queries, int(model.get("num_key_value_heads") or queries)]
 
 
 def _nearest(size: int, numbers: list[int]) -> int:

@@ -56,9 +56,9 @@ def test_all_problems_are_said_at_once():
     assert "9 ranks cannot share rows of 4 tokens" in said[2]
 
 
-@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
-def test_a_rope_that_follows_the_longest_sequence_of_a_rank_is_refused(key):
-    (said,) = context_rank_problems(made(2), 2, MODEL | {key: {"rope_type": "longrope"}})
+@pytest.mark.parametrize("form", [("rope_parameters", "rope_type"), ("rope_scaling", "type")])
+def test_a_rope_that_follows_the_longest_sequence_of_a_rank_is_refused(form):
+    (said,) = context_rank_problems(made(2), 2, MODEL | {form[0]: {form[1]: "longrope"}})
     assert "RoPE 'longrope' follow the longest sequence that a rank sees" in said
 
 

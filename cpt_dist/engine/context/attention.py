@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cpt_dist.engine.context.blocks import KERNELS
 from cpt_dist.engine.context.collectives import ExchangeHeads, GatherTokens
-from cpt_dist.engine.context.ring import RingAttention
+from cpt_dist.engine.context.ring import Piece, RingAttention, pieces
 from cpt_dist.engine.context.split import SequenceSplit
 from cpt_dist.model.attention import Documents
 
@@ -71,8 +71,9 @@ class GatheredAttention(SharedAttention):
         self._parts = []
         for span in split.parts[group.rank()]:
             first_key = split.document_of(span[0])[0]
-            borders = torch.tensor(split.borders_within(span), dtype=torch.int32, device=device)
+            borders = torch.tensor(split.borders_within(span), dtype=torch.int32)
             documents = Documents.of(borders, span[1] - span[0], keys_before=span[0] - first_key)
+            documents.cu_seqlens = borders.to(device)
             self._parts.append((span[1] - span[0], slice(first_key, span[1]), documents))
 
     def attend(
@@ -119,7 +120,18 @@ class UlyssesAttention(SharedAttention):
 
 
 class RingedAttention(SharedAttention):
-    """Keys and values go round; no rank holds more than its own and those of one other."""
+    """Keys and values go round; no rank holds more than its own and those of two others on their way."""
+
+    def __init__(self, split: SequenceSplit, group: dist.ProcessGroup, device: torch.device) -> None:
+        super().__init__(split, group, device)
+        self._rounds: dict[int | None, list[list[Piece]]] = {}
+
+    def _rounds_within(self, window: int | None) -> list[list[Piece]]:
+        if window not in self._rounds:
+            rank, size = self.group.rank(), self.group.size()
+            others = [(rank - step) % size for step in range(size)]
+            self._rounds[window] = [list(pieces(self.split, rank, other, window)) for other in others]
+        return self._rounds[window]
 
     def attend(
         self,
@@ -137,7 +149,7 @@ class RingedAttention(SharedAttention):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         tokens_first = [part.transpose(0, 1) for part in (query, key, value)]
         kernel = KERNELS[backend.name]
-        return cast(Tensor, RingAttention.apply(*tokens_first, self.split, window, scale, kernel, self.group))
+        return cast(Tensor, RingAttention.apply(*tokens_first, self._rounds_within(window), scale, kernel, self.group))
 
 
 METHODS: dict[str, type[SharedAttention]] = {

@@ -7,7 +7,7 @@ them and are home after a whole round.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,39 +61,37 @@ class RingAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        split: SequenceSplit,
-        window: int | None,
+        rounds: Sequence[Sequence[Piece]],
         scale: float,
         kernel: BlockKernel,
         group: dist.ProcessGroup,
     ) -> Tensor:
-        rank, size = group.rank(), group.size()
+        """`rounds` is what `pieces` gives for this rank and each other, from its own on backwards."""
         attended = torch.zeros_like(query, dtype=torch.float32)
         lse = attended.new_full((query.shape[1], len(query)), -torch.inf)
         travelling = torch.stack([key, value])
-        for step in range(size):
-            ahead = Exchange(travelling, group) if step < size - 1 else None
-            for queries, keys, block in pieces(split, rank, (rank - step) % size, window):
+        for step, found_here in enumerate(rounds, start=1):
+            ahead = Exchange(travelling, group) if step < len(rounds) else None
+            for queries, keys, block in found_here:
                 found = kernel.forward(query[queries], travelling[0][keys], travelling[1][keys], block, scale)
                 _merge(attended, lse, queries, *found)
             travelling = ahead.wait() if ahead is not None else travelling
         result = attended.to(query.dtype)
         ctx.save_for_backward(query, key, value, result, lse)
-        ctx.others = split, window, scale, kernel, group
+        ctx.others = rounds, scale, kernel, group
         return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         query, key, value, result, lse = ctx.saved_tensors
-        split, window, scale, kernel, group = ctx.others
-        rank, size = group.rank(), group.size()
+        rounds, scale, kernel, group = ctx.others
         gradient = gradients[0].contiguous()
         of_queries = torch.zeros_like(query, dtype=torch.float32)
         travelling = torch.stack([key, value])
         of_travelling = torch.zeros_like(travelling, dtype=torch.float32)
-        for step in range(size):
-            ahead = Exchange(travelling, group) if step < size - 1 else None
-            for queries, keys, block in pieces(split, rank, (rank - step) % size, window):
+        for step, found_here in enumerate(rounds, start=1):
+            ahead = Exchange(travelling, group) if step < len(rounds) else None
+            for queries, keys, block in found_here:
                 saved = (query[queries], travelling[0][keys], travelling[1][keys])
                 whole = (result[queries], lse[:, queries])
                 dq, dk, dv = kernel.backward(gradient[queries], saved, whole, block, scale)
@@ -103,7 +101,7 @@ class RingAttention(torch.autograd.Function):
             travelling = ahead.wait() if ahead is not None else travelling
             of_travelling = Exchange(of_travelling, group).wait()
         grads = (of_queries, of_travelling[0], of_travelling[1])
-        return (*(one.to(query.dtype) for one in grads), None, None, None, None, None)
+        return (*(one.to(query.dtype) for one in grads), None, None, None, None)
 
 
 def _merge(attended: Tensor, lse: Tensor, queries: slice, found: Tensor, found_lse: Tensor) -> None:
