@@ -30,9 +30,15 @@ def test_a_shared_row_is_computed_as_on_one_process_and_no_attention_crosses_doc
     assert {case: error for case, error in errors[kind].items() if not error <= most} == {}
 
 
+BAD_STEP = 6
+
+
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory):
-    """(run directory on one process, on two that share the rows of the second stage only)."""
+    """(run directory on one process, on two that share the rows of the second stage only).
+
+    In each the last rank finds no number in one step of the second stage.
+    """
     folder = tmp_path_factory.mktemp("staged")
     base = tiny_run.build(folder)
     (first,) = base["stages"]
@@ -44,7 +50,7 @@ def staged(tmp_path_factory):
     for size in (1, 2):
         config = copy.deepcopy(base) | {"run_dir": str(folder / f"run {size}")}
         config["stages"][1]["context_parallel"] = size
-        jobs.append((size, {"config": config}))
+        jobs.append((size, {"config": config, "faults": {str(BAD_STEP): {"rank": size - 1, "nll": "nan"}}}))
         dirs.append(folder / f"run {size}")
     run_jobs(folder, jobs)
     return dirs
@@ -55,10 +61,19 @@ SHOWN = ("loss", "grad_norm", "target_tokens", "input_tokens", "samples_by_sourc
 
 def test_a_stage_that_shares_rows_records_what_one_process_does(staged):
     ours, theirs = (tiny_run.read_metrics(run_dir) for run_dir in reversed(staged))
-    assert [record["stage"] for record in ours] == ["main"] * 4 + ["longer"] * 3
+    assert [record["step"] for record in ours] == [1, 2, 3, 4, 5, 7]
     for key in [key for key in SHOWN if key in theirs[0]]:
         for one, two in zip(ours, theirs, strict=True):
             assert one[key] == pytest.approx(two[key], rel=1e-5), key
+
+
+def test_a_step_without_a_number_is_skipped_as_on_one_process(staged):
+    (theirs,), (ours,) = (
+        [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()] for run_dir in staged
+    )
+    assert ours["evidence"]["step"] == BAD_STEP
+    assert ours["evidence"]["documents"] == theirs["evidence"]["documents"]
+    assert {**ours, "evidence": None} == {**theirs, "evidence": None}
 
 
 def test_evaluation_and_probe_of_such_a_run_are_those_of_one_process(staged):
