@@ -19,6 +19,7 @@ from omegaconf import MISSING
 from cpt_dist.cluster_config import ClusterConfig, HealthConfig
 from cpt_dist.curriculum_config import CurriculumConfig
 from cpt_dist.diagnose_config import DiagnoseConfig
+from cpt_dist.doctor_config import DoctorConfig
 from cpt_dist.errors import UserError
 from cpt_dist.long_context_config import LongContextConfig
 from cpt_dist.long_data_config import LongDataConfig
@@ -395,6 +396,7 @@ class CptConfig:
     plan: PlanConfig = field(default_factory=PlanConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
+    doctor: DoctorConfig = field(default_factory=DoctorConfig)
     stop_after_stage: str | None = None
     """End, with exit code 0, when this stage is done; later stages are left to a later job."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -24,6 +24,7 @@ from cpt_dist.config import (
 from cpt_dist.context_config import context_problems
 from cpt_dist.curriculum_config import curriculum_problems
 from cpt_dist.diagnose_config import diagnose_problems, diagnose_quantities
+from cpt_dist.doctor_config import doctor_problems
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.length_upsampling import strata_of_sources
 from cpt_dist.long_context_config import long_context_problems
@@ -286,6 +287,7 @@ def validate(config: CptConfig) -> None:
     problems.extend(cluster_problems(config.cluster))
     problems.extend(health_problems(config.health, config.engine.timeout_seconds))
     problems.extend(diagnose_problems(config.diagnose))
+    problems.extend(doctor_problems(config.doctor))
     _check_counts(problems, config)
     evaluations = config.evaluation.during_training and config.evaluation.every_steps > 0
     problems.extend(replay_problems(config.replay, evaluations))

@@ -78,6 +78,7 @@ def page() -> str:
         ("evaluate", config.EvaluateConfig),
         ("plan", config.PlanConfig),
         ("diagnose", config.DiagnoseConfig),
+        ("doctor", config.DoctorConfig),
         ("cluster", config.ClusterConfig),
         ("health", config.HealthConfig),
     ]
