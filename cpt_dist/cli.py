@@ -45,12 +45,14 @@ def run(
     needs: Iterable[str] = (),
     short: Mapping[str, str] | None = None,
     words: Sequence[str] = (),
+    checks: Sequence[Callable[[CptConfig], list[str]]] = (),
 ) -> None:
     """Compose the configuration from `sys.argv`, check it and call `main` with it.
 
     `needs` names the keys without which `main` can't work, such as "model.path" or "stages"; `short` maps names that
     this script takes for a key, such as "what", to that key; plain words are the values of the keys `words`, in their
-    order. Ends the process with exit code 2 and a line a problem on a user's mistake.
+    order; `checks` find problems that are reported together with those of the values. Ends the process with exit code 2
+    and a line a problem on a user's mistake.
     """
     adopt_slurm_step(os.environ)
     redirect_output(os.environ)
@@ -66,7 +68,7 @@ def run(
         nonlocal composed
         try:
             config = _typed(_on_saved_config(composition, overrides), tuple(needs))
-            validate(config)
+            validate(config, checks)
             composed = True
             main(config)
             if rank == 0:

@@ -21,6 +21,8 @@ from cpt_dist.curriculum_config import CurriculumConfig
 from cpt_dist.diagnose_config import DiagnoseConfig
 from cpt_dist.doctor_config import DoctorConfig
 from cpt_dist.errors import UserError
+from cpt_dist.fork_config import ForkConfig
+from cpt_dist.gate_config import GateConfig
 from cpt_dist.long_context_config import LongContextConfig
 from cpt_dist.long_data_config import LongDataConfig
 from cpt_dist.replay_config import ReplayConfig
@@ -33,6 +35,7 @@ CONCAT = "concat"
 BEST_FIT = "best_fit"
 STRUCTURAL = "structural"
 PACKINGS = (CONCAT, BEST_FIT, STRUCTURAL)
+CARRY, RESET = "carry", "reset"
 RESTART = "restart"
 POSITIONS = (RESTART, "continue")
 ZERO_0_IN_BF16 = (
@@ -201,8 +204,11 @@ class OptimizerConfig:
 class StageConfig:
     name: str = "main"
     """Name of the stage in metrics, checkpoints and the report."""
-    tokens: str = MISSING
-    """Tokens of the stage, such as 20B or 500k; rounded up to whole steps."""
+    tokens: str | None = None
+    """Tokens of the stage, such as 20B or 500k; rounded up to whole steps. Either this or epochs."""
+    epochs: Any = None
+    """Instead of tokens: how often the stage reads its domain sources, taken together, such as 2 or 0.5; or source ->
+    epochs, the first of which to be reached ends the stage. In whole steps, never more than asked (docs/stages.md)."""
     seq_len: int = 2048
     """Tokens in a row."""
     batch_tokens: str = MISSING
@@ -227,6 +233,23 @@ class StageConfig:
     """RoPE from this stage on (docs/long_context.md); default: that of the stage before, at first the base model's."""
     context_parallel: int | None = None
     """Ranks that share each row of this stage; default: `engine.context_parallel`."""
+    optimizer: str = CARRY
+    """Adam's moments and step counts at the start of the stage: carry (go on with them) or reset (to 0)."""
+    trainable: list[str] = field(default_factory=lambda: ["*"])
+    """Patterns of names of the parameters that the stage trains; the last that fits counts, and one with a leading !
+    takes out: ["*", "!*embed_tokens*"]. The others stay as they are, bit by bit."""
+    gate: GateConfig | None = None
+    """What must hold at the stage's end (docs/stages.md)."""
+    consolidate: bool = False
+    """Write the model of the stage's end to run_dir/stage_models/NAME, beside training, as `consolidate` says."""
+    keep: bool = False
+    """Keep the checkpoint of the stage's end, under the name of the stage."""
+
+
+@dataclass
+class AlternativeConfig:
+    stages: list[StageConfig] = field(default_factory=list)
+    """What a gate's fork puts in the place of its own stage and all after it."""
 
 
 @dataclass
@@ -384,6 +407,8 @@ class CptConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     stages: list[StageConfig] = field(default_factory=list)
+    alternatives: dict[str, AlternativeConfig] = field(default_factory=dict)
+    """Name -> another end of the plan, for a gate's fork."""
     long_data: LongDataConfig = field(default_factory=LongDataConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -399,6 +424,10 @@ class CptConfig:
     doctor: DoctorConfig = field(default_factory=DoctorConfig)
     stop_after_stage: str | None = None
     """End, with exit code 0, when this stage is done; later stages are left to a later job."""
+    start_at_stage: str | None = None
+    """Begin with this stage, with the weights of model.path or of fork.run_dir's checkpoint: the samples of earlier
+    stages are left out. Read by the first start."""
+    fork: ForkConfig = field(default_factory=ForkConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
 

@@ -28,6 +28,9 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.ledger = self.path / "ledger.jsonl"
         self.order = self.path / "order.json"
+        self.stages = self.path / "stages.json"
+        self.fork = self.path / "fork.json"
+        self.lineage = self.path / "lineage.jsonl"
         self.model_files = self.path / "model_files"
         self._failure: OSError | None = None
 

@@ -50,6 +50,8 @@ class ScheduleConfig:
     """cosine_restarts: how many times the learning rate rises to the peak and falls, over equal parts of the stage."""
     cooldown: float = 0.3
     """infinite: share of the stage's tokens, after the warm-up, over which half a cosine leads to the constant."""
+    covers: float = 1.0
+    """Share of the curve that the stage goes through: a stage that a fork cut keeps the rates of its whole length."""
     constant_lr_ratio: float = 0.5
     """infinite: the constant learning rate, as a share of the peak (Ibrahim et al., arXiv 2403.08763, section 6)."""
 
@@ -75,6 +77,8 @@ def schedule_problems(schedule: ScheduleConfig) -> list[str]:
         if value is not None and not 0 <= value <= 1:
             why = "; a learning rate never rises past its peak" if name.endswith("ratio") and value > 1 else ""
             problems.append(f"{name}: {value} must lie within 0 to 1{why}")
+    if not 0 < schedule.covers <= 1:
+        problems.append(f"covers: {schedule.covers} must lie above 0 and be at most 1")
     if schedule.cycles < 1:
         problems.append(f"cycles: {schedule.cycles} must be at least 1")
     parts = ["warmup", *(name for name in ("cooldown", "decay") if name in reads)]

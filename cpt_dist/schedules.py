@@ -23,7 +23,7 @@ def learning_rate(schedule: ScheduleConfig, progress: float) -> float:
     """
     if schedule.peak_lr is None or schedule.start_lr_ratio is None:
         raise ValueError("the schedule begins where another ended; stage_schedules() says where")
-    progress = min(max(progress, 0.0), 1.0)
+    progress = min(max(progress, 0.0), 1.0) * schedule.covers
     return schedule.peak_lr * _CURVES[schedule.name](schedule, progress)
 
 

@@ -8,33 +8,26 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Sequence
 
 from cpt_dist.cluster_config import cluster_problems, health_problems
 from cpt_dist.config import (
     INVALID_UTF8,
-    PACKINGS,
-    POSITIONS,
     ZERO_0_IN_BF16,
     CptConfig,
     SourceConfig,
-    StageConfig,
-    mixture_knots,
     parse_quantity,
 )
 from cpt_dist.context_config import context_problems
-from cpt_dist.curriculum_config import curriculum_problems
 from cpt_dist.diagnose_config import diagnose_problems, diagnose_quantities
 from cpt_dist.doctor_config import doctor_problems
 from cpt_dist.errors import UserError, nearest
-from cpt_dist.length_upsampling import strata_of_sources
 from cpt_dist.long_context_config import long_context_problems
 from cpt_dist.long_data_config import long_data_problems
-from cpt_dist.nested_mixture import flat_mixture, inner_mixture, nested_problems, outer_mixture
 from cpt_dist.replay_config import replay_problems
-from cpt_dist.rope_config import rope_problems
 from cpt_dist.schedule_config import schedule_problems
-from cpt_dist.schedules import stage_schedules
-from cpt_dist.strata_config import LABEL, LENGTH, StrataConfig, strata_problems
+from cpt_dist.stage_validation import one_of, plan_problems
+from cpt_dist.strata_config import LABEL, LENGTH, strata_problems
 
 ENGINES = ("zero", "fsdp")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -49,68 +42,9 @@ IMPORT_FORMATS = ("megatron", "datatrove", "mds")
 CHAT_FORMATS = ("auto", "template", "plain")
 
 
-def _one_of(problems: list[str], key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        problems.append(f"{key}: '{value}' is unknown; {nearest(value, allowed)} (one of {', '.join(allowed)})")
-
-
-def _check_stage(
-    problems: list[str],
-    index: int,
-    stage: StageConfig,
-    sources: dict[str, SourceConfig],
-    strata: dict[str, StrataConfig | None],
-) -> None:
-    key = f"stages.{index} ('{stage.name}')"
-    if stage.seq_len < 2:
-        problems.append(f"{key}.seq_len: {stage.seq_len} must be at least 2")
-    try:
-        parse_quantity(stage.tokens, f"{key}.tokens")
-    except UserError as error:
-        problems.extend(error.problems)
-    try:
-        batch = parse_quantity(stage.batch_tokens, f"{key}.batch_tokens")
-        if stage.seq_len > 0 and batch % stage.seq_len:
-            low = max(1, batch // stage.seq_len) * stage.seq_len
-            problems.append(
-                f"{key}.batch_tokens: {batch} is no multiple of seq_len {stage.seq_len}; "
-                f"nearest: {low} or {low + stage.seq_len}"
-            )
-    except UserError as error:
-        problems.extend(error.problems)
-    problems.extend(_mixture_problems(key, stage, strata))
-    for name in stage.mixture:
-        if name not in sources:
-            problems.append(f"{key}.mixture: source '{name}' is not in data.sources; {nearest(name, sources)}")
-    _one_of(problems, f"{key}.packing", stage.packing, PACKINGS)
-    _one_of(problems, f"{key}.positions", stage.positions, POSITIONS)
-    if stage.schedule is not None:
-        problems.extend(f"{key}.schedule.{one}" for one in schedule_problems(stage.schedule))
-    if stage.rope is not None:
-        problems.extend(f"{key}.rope.{one}" for one in rope_problems(stage.rope))
-
-
-def _mixture_problems(key: str, stage: StageConfig, strata: dict[str, StrataConfig | None]) -> list[str]:
-    problems = [f"{key}: {problem}" for problem in nested_problems(stage.mixture, strata)]
-    if problems:
-        return problems
-    for source in ("", *stage.mixture):
-        inside = inner_mixture(stage.mixture, source) if source else outer_mixture(stage.mixture)
-        try:
-            mixture_knots(inside if inside is not None else {"": 1.0})
-        except UserError as error:
-            where = f"{key}: mixture.{source}: " if source else f"{key}: "
-            problems.extend(f"{where}{problem}" for problem in error.problems)
-    if stage.curriculum is not None:
-        flat, unknown = flat_mixture(stage.mixture, stage.curriculum, strata)
-        found = [*unknown, *curriculum_problems(stage.curriculum, flat)]
-        problems.extend(f"{key}.curriculum.{problem}" for problem in found)
-    return problems
-
-
 def _check_cap(problems: list[str], name: str, source: SourceConfig, config: CptConfig) -> None:
     key = f"data.sources.{name}"
-    _one_of(problems, f"{key}.on_cap", source.on_cap, CAP_POLICIES)
+    one_of(problems, f"{key}.on_cap", source.on_cap, CAP_POLICIES)
     if source.max_epochs is not None and not 0 < source.max_epochs < math.inf:
         problems.append(f"{key}.max_epochs: {source.max_epochs} must be positive; null means no cap")
     if source.on_cap != "spill":
@@ -133,7 +67,7 @@ def _check_cap(problems: list[str], name: str, source: SourceConfig, config: Cpt
 
 def _check_instructions(problems: list[str], name: str, source: SourceConfig) -> None:
     key = f"data.sources.{name}"
-    _one_of(problems, f"{key}.chat_format", source.chat_format, CHAT_FORMATS)
+    one_of(problems, f"{key}.chat_format", source.chat_format, CHAT_FORMATS)
     pair = [source.prompt_field, source.completion_field]
     if pair.count(None) == 1:
         given, missing = ("completion", "prompt") if source.prompt_field is None else ("prompt", "completion")
@@ -224,7 +158,7 @@ def _check_keep_best(problems: list[str], config: CptConfig) -> None:
     checkpoint, evaluation = config.checkpoint, config.evaluation
     if not checkpoint.keep_best:
         return
-    _one_of(problems, "checkpoint.keep_best_of", checkpoint.keep_best_of, ("macro", *config.data.sources))
+    one_of(problems, "checkpoint.keep_best_of", checkpoint.keep_best_of, ("macro", *config.data.sources))
     if not evaluation.during_training or not evaluation.every_steps:
         problems.append(
             f"checkpoint.keep_best: {checkpoint.keep_best} needs checkpoints that were evaluated; set "
@@ -232,56 +166,45 @@ def _check_keep_best(problems: list[str], config: CptConfig) -> None:
         )
 
 
-def validate(config: CptConfig) -> None:
-    """Check every value that can be checked without reading a file; raise UserError with all problems at once."""
+def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]]] = ()) -> None:
+    """Check every value that can be checked without reading a file; raise UserError with all problems at once.
+
+    `checks` give further problems, of files that a script wants to be judged together with the values.
+    """
     problems: list[str] = []
-    _one_of(problems, "engine.name", config.engine.name, ENGINES)
-    _one_of(problems, "engine.precision", config.engine.precision, PRECISIONS)
+    one_of(problems, "engine.name", config.engine.name, ENGINES)
+    one_of(problems, "engine.precision", config.engine.precision, PRECISIONS)
     if config.engine.zero_stage not in (0, 1, 2, 3):
         problems.append(f"engine.zero_stage: {config.engine.zero_stage} is unknown; it is 0, 1, 2 or 3")
     elif config.engine.name == "zero" and config.engine.zero_stage == 0 and config.engine.precision == "bf16":
         problems.append(ZERO_0_IN_BF16)
     if config.engine.shard_size and config.engine.name == "zero":
         problems.append(f"engine.shard_size: {config.engine.shard_size} is read by engine=fsdp only; take it out (0)")
-    _one_of(problems, "model.attention", config.model.attention, ATTENTIONS)
+    one_of(problems, "model.attention", config.model.attention, ATTENTIONS)
     if config.model.activation_offload and not config.model.activation_checkpointing:
         problems.append(
             "model.activation_offload: true moves what model.activation_checkpointing keeps; set that to true as well"
         )
-    _one_of(problems, "data.invalid_utf8", config.data.invalid_utf8, INVALID_UTF8)
-    _one_of(problems, "data.verify", config.data.verify, ("read", "open"))
-    _one_of(problems, "checkpoint.on_damage", config.checkpoint.on_damage, ("refuse", "previous"))
-    _one_of(problems, "checkpoint.verify", config.checkpoint.verify, ("whole", "sampled"))
+    one_of(problems, "data.invalid_utf8", config.data.invalid_utf8, INVALID_UTF8)
+    one_of(problems, "data.verify", config.data.verify, ("read", "open"))
+    one_of(problems, "checkpoint.on_damage", config.checkpoint.on_damage, ("refuse", "previous"))
+    one_of(problems, "checkpoint.verify", config.checkpoint.verify, ("whole", "sampled"))
     _check_keep_best(problems, config)
-    _one_of(problems, "checkpoints.what", config.checkpoints.what, CHECKPOINT_COMMANDS)
-    _one_of(problems, "consolidate.dtype", config.consolidate.dtype, ("fp32", "bf16"))
-    _one_of(problems, "import_checkpoint.dtype", config.import_checkpoint.dtype, ("fp32", "bf16"))
-    _one_of(problems, "plan.what", config.plan.what, PLANS)
-    _one_of(problems, "evaluate.what", config.evaluate.what, EVALUATIONS)
+    one_of(problems, "checkpoints.what", config.checkpoints.what, CHECKPOINT_COMMANDS)
+    one_of(problems, "consolidate.dtype", config.consolidate.dtype, ("fp32", "bf16"))
+    one_of(problems, "import_checkpoint.dtype", config.import_checkpoint.dtype, ("fp32", "bf16"))
+    one_of(problems, "plan.what", config.plan.what, PLANS)
+    one_of(problems, "evaluate.what", config.evaluate.what, EVALUATIONS)
     problems.extend(f"evaluation.long_context.{one}" for one in long_context_problems(config.evaluation.long_context))
     for name, source in config.data.sources.items():
-        _one_of(problems, f"data.sources.{name}.role", source.role, ROLES)
+        one_of(problems, f"data.sources.{name}.role", source.role, ROLES)
         _check_cap(problems, name, source, config)
         _check_instructions(problems, name, source)
         _check_strata(problems, name, source)
         if source.import_format is not None:
-            _one_of(problems, f"data.sources.{name}.import_format", source.import_format, IMPORT_FORMATS)
+            one_of(problems, f"data.sources.{name}.import_format", source.import_format, IMPORT_FORMATS)
     problems.extend(f"schedule.{one}" for one in schedule_problems(config.schedule))
-    strata = strata_of_sources(config.data.sources, config.stages)
-    for index, stage in enumerate(config.stages):
-        _check_stage(problems, index, stage, config.data.sources, strata)
-    if not any("schedule" in problem for problem in problems):
-        try:
-            stage_schedules(config)
-        except UserError as error:
-            problems.extend(error.problems)
-    names = [stage.name for stage in config.stages]
-    problems.extend(
-        f"stages: the name '{n}' is used twice; rename one" for n in {n for n in names if names.count(n) > 1}
-    )
-    last = config.stop_after_stage
-    if last is not None and last not in names:
-        problems.append(f"stop_after_stage: there is no stage '{last}'; {nearest(last, names)}")
+    problems.extend(plan_problems(config))
     problems.extend(context_problems(config))
     problems.extend(long_data_problems(config.long_data))
     problems.extend(cluster_problems(config.cluster))
@@ -304,5 +227,7 @@ def validate(config: CptConfig) -> None:
             parse_quantity(value, what)
         except UserError as error:
             problems.extend(error.problems)
+    for check in checks:
+        problems.extend(check(config))
     if problems:
         raise UserError(problems)

@@ -2,6 +2,7 @@
 
 from cpt_dist.cli import run
 from cpt_dist.config import CptConfig
+from cpt_dist.model.stage_lengths import length_problems
 
 
 def main(config: CptConfig) -> None:
@@ -15,4 +16,4 @@ def main(config: CptConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, needs=("run_dir", "model.path", "data.shards", "stages"))
+    run(main, needs=("run_dir", "model.path", "data.shards", "stages"), checks=[length_problems])

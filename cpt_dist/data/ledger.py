@@ -26,6 +26,7 @@ from cpt_dist.data.view_names import parse_view, source_of, with_strata
 from cpt_dist.data.views import held_out_of, views_of
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.files import write_json
+from cpt_dist.plans_of_run import all_stages
 
 KEYS = ("run_dir", "steps", "document", "text", "shards", "json")
 _SHOWN = 40
@@ -53,7 +54,7 @@ class Ledger:
         if not path.is_file():
             raise UserError(f"run_dir: '{path}' does not exist; give the folder of a run that was started")
         config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(CptConfig), OmegaConf.load(path)))
-        used = {name for stage in config.stages for name in stage.mixture}
+        used = {name for stage in all_stages(config) for name in stage.mixture}
         config.data.shards = shards or config.data.shards
         problems, sources = [], []
         for name in config.data.sources:
@@ -68,7 +69,7 @@ class Ledger:
         records = _records(Path(run_dir) / "metrics.jsonl")
         starts = [record for record in records if record["kind"] in ("run", "resume")]
         views = _as_read(
-            starts[-1]["sources"] if starts else None, views_of(sources, config.data.sources, config.stages)
+            starts[-1]["sources"] if starts else None, views_of(sources, config.data.sources, all_stages(config))
         )
         order = sample_order(config, views)
         steps_done = next((record["step"] for record in reversed(records) if "step" in record), 0)

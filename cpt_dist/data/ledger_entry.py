@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from cpt_dist.data.gate_decision import GateDecision, forks
 from cpt_dist.data.skip import Skip
 from cpt_dist.data.take_down import TakeDown
 from cpt_dist.errors import UserError
@@ -53,8 +54,15 @@ def generations_of(entries: Sequence[LedgerEntry]) -> set[tuple[str, int]]:
     return {(name, number) for entry in entries for name, numbers in entry.generations.items() for number in numbers}
 
 
-Entry = LedgerEntry | TakeDown | Skip
+Entry = LedgerEntry | TakeDown | Skip | GateDecision
 """An entry of any kind. A line of ledger.jsonl without a kind, of a version that knew one only, is of weights."""
+
+
+def entries_before_fork(entries: Sequence[Entry], number: int) -> list[Entry]:
+    """The ledger as it was before fork number `number` (from 0) of the plan was decided."""
+    fork = forks(entries)[number]
+    given_up = [_entry(dict(record), Path()) for record in fork.evidence.get("given_up", [])]
+    return [*entries[: list(entries).index(fork)], *given_up]
 
 
 def _entry(record: dict[str, Any], run_dir: Path) -> Entry:
@@ -63,6 +71,8 @@ def _entry(record: dict[str, Any], run_dir: Path) -> Entry:
         return TakeDown.from_record(record, run_dir)
     if kind == Skip.kind:
         return Skip(**record)
+    if kind == GateDecision.kind:
+        return GateDecision(**record)
     if kind == LedgerEntry.kind:
         return LedgerEntry(**record)
     raise ValueError(f"this version knows no entries of kind '{kind}'")

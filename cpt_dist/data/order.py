@@ -7,7 +7,7 @@ no file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -334,6 +334,22 @@ class SampleOrder:
         `identity` that was saved beside the state; with it each thing that differs is named, without it each part.
         Raises UserError with them: under another plan n would mean another sample.
         """
+        return self._checked(order_state.check_state, state, record)
+
+    def check_past(self, state: Mapping[str, Any], record: Mapping[str, Any] | None) -> int:
+        """The n of a saved state of another run, whose first n samples are those of this order.
+
+        `record` is the identity in the other run's directory. Raises UserError with each thing of the past that
+        differs.
+        """
+        return self._checked(order_state.check_past, state, record)
+
+    def _checked(
+        self,
+        check: Callable[..., int],
+        state: Mapping[str, Any],
+        record: Mapping[str, Any] | None,
+    ) -> int:
         present = {source.name: source.fingerprint for source in self._sources}
         capped = self._capped_before(int(state.get("n", 0)))
-        return order_state.check_state(state, self.identity, present, capped, record)
+        return check(state, self.identity, present, capped, record)

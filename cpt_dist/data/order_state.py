@@ -13,6 +13,7 @@ from typing import Any
 
 from cpt_dist.data.caps import Cap
 from cpt_dist.data.ledger_entry import ledger_differences
+from cpt_dist.data.plan_changes import as_long_as, starts_of, with_lengths
 from cpt_dist.data.stage_plan import stage_differences
 from cpt_dist.data.view_names import parse_view, source_differences, source_of
 from cpt_dist.errors import UserError
@@ -78,6 +79,7 @@ def compact(whole: Mapping[str, Any], n: int, capped: Sequence[dict[str, Any]]) 
         "stage_parts": [_short(stage) for stage in whole["stages"]],
         "source_parts": "".join(_short(found) for _, found in sorted(whole["sources"].items())),
         "ledger_entries": len(ledger),
+        "stage_samples": [stage["num_samples"] for stage in whole["stages"]],
     }
     state |= {key: whole[key] for key in (_WINDOW, _TAKE_DOWNS, _SKIPS) if key in whole}
     return {**state, "capped": list(capped)} if capped else state
@@ -104,9 +106,9 @@ def check_state(
     n = int(state["n"])
     saved = state if "stages" in state else _whole_of(state, record)
     if saved is not None:
-        problems = _differences(saved, present, all_sources, n)
+        problems = _differences(_lengthened(saved, present, n), present, all_sources, n)
     else:
-        problems = _differing_parts(state, present)
+        problems = _differing_parts(state, _shortened(present, state, n))
         new = present.get("ledger", [])[state["ledger_entries"] :]
         problems += ledger_differences([], new, n)
     problems += ledger_differences(state.get(_TAKE_DOWNS, []), present.get(_TAKE_DOWNS, []), n, "take-down")
@@ -115,6 +117,62 @@ def check_state(
     if problems:
         raise UserError(problems)
     return n
+
+
+def check_past(
+    state: Mapping[str, Any],
+    present: Mapping[str, Any],
+    all_sources: Mapping[str, str],
+    capped: Sequence[dict[str, Any]],
+    record: Mapping[str, Any] | None,
+) -> int:
+    """The n of a state of another run, whose first n samples are those of the plan `present`; as `check_state`.
+
+    Stages that the other run had not begun may differ, and its stage in progress may have another length where its
+    shares don't move. `record` is the identity in the other run's directory, and must be there.
+    """
+    n = int(state["n"])
+    saved = state if "stages" in state else _whole_of(state, record)
+    if saved is None:
+        raise UserError(
+            "fork.run_dir: order.json there is not of the checkpoint's plan, so it doesn't say what was read; fork "
+            "from a newer checkpoint"
+        )
+    begun = [stage for stage, start in zip(saved["stages"], starts_of(saved["stages"]), strict=False) if start < n]
+    used = {name for stage in begun for name in stage["mixture"]}
+    sources = {name: found for name, found in saved["sources"].items() if source_of(name) in used}
+    past = _lengthened({**saved, "stages": begun, "sources": sources}, present, n)
+    problems = _differences(past, present, all_sources, n)
+    problems += ledger_differences(state.get(_TAKE_DOWNS, []), present.get(_TAKE_DOWNS, []), n, "take-down")
+    problems += ledger_differences(state.get(_SKIPS, []), present.get(_SKIPS, []), n, "skip")
+    problems = problems or _cap_differences(state.get("capped", []), capped)
+    if problems:
+        raise UserError(f"fork: {problem}" for problem in problems)
+    return n
+
+
+def _lengthened(saved: Mapping[str, Any], present: Mapping[str, Any], n: int) -> Mapping[str, Any]:
+    """`saved` with its last stage as long as it is now, where the samples read of it, up to n, don't hang on that."""
+    last = len(saved["stages"]) - 1
+    if last < 0 or last >= len(present["stages"]):
+        return saved
+    done = max(0, n - starts_of(saved["stages"])[last])
+    stage = as_long_as(saved["stages"][last], present["stages"][last], done, saved.get("ledger", []))
+    return {**saved, "stages": [*saved["stages"][:last], stage]}
+
+
+def _shortened(present: Mapping[str, Any], state: Mapping[str, Any], n: int) -> Mapping[str, Any]:
+    """`present` with the last stage of a saved state as long as it was then, where the samples don't hang on that."""
+    lengths = state.get("stage_samples", [])
+    last = len(lengths) - 1
+    if last < 0 or last >= len(present["stages"]):
+        return present
+    then = {**present["stages"][last], "num_samples": lengths[last]}
+    done = max(0, n - sum(lengths[:last]))
+    if as_long_as(then, present["stages"][last], done, present.get("ledger", [])) == then:
+        return present
+    stages = [*present["stages"][:last], then, *present["stages"][last + 1 :]]
+    return {**present, "stages": stages}
 
 
 def _of_samples(whole: Mapping[str, Any], num_stages: int, num_entries: int) -> str:
@@ -151,6 +209,7 @@ def _whole_of(state: Mapping[str, Any], record: Mapping[str, Any] | None) -> Map
     """The recorded identity where it is the one that the state was made with."""
     if record is None or len(record["stages"]) < len(state["stage_parts"]):
         return None
+    record = {**record, "stages": with_lengths(record["stages"], state.get("stage_samples", []))}
     num_stages, num_entries = len(state["stage_parts"]), state["ledger_entries"]
     if _of_samples(record, num_stages, num_entries) != state["order"]:
         return None

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-STEP, WINDOW = "step", "window"
+STEP, WINDOW, START = "step", "window", "start"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Skip:
     n_start: int
     n_stop: int
     what: str = STEP
-    """step: one whose own numbers were bad; window: what is skipped after a rewind."""
+    """step: one whose own numbers were bad; window: what is skipped after a rewind; start: what lies before the
+    stage that the run began with."""
     reason: str = ""
     """What was decided and why, in a sentence."""
     evidence: dict[str, Any] = field(default_factory=dict)

@@ -39,7 +39,7 @@ class StagePlan:
     def from_config(cls, stage: StageConfig) -> StagePlan:
         """The plan of a validated stage: its tokens rounded up to whole optimizer steps."""
         batch_tokens = parse_quantity(stage.batch_tokens, f"stage '{stage.name}' batch_tokens")
-        num_steps = -(-parse_quantity(stage.tokens, f"stage '{stage.name}' tokens") // batch_tokens)
+        num_steps = -(-parse_quantity(stage.tokens or "", f"stage '{stage.name}' tokens") // batch_tokens)
         batch_samples = batch_tokens // stage.seq_len
         curriculum = None
         if stage.curriculum is not None:

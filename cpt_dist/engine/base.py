@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -17,9 +17,12 @@ import torch
 from cpt_dist.data.batch import Batch
 from cpt_dist.engine.context.parallel import ContextAxis, OwnPart
 from cpt_dist.engine.distributed import World
+from cpt_dist.engine.flat_shard import FlatShard
+from cpt_dist.engine.piecewise_adamw import MOMENTS
+from cpt_dist.engine.updates import UpdateHistory
 from cpt_dist.model.packed import PackedCausalLM
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+__all__ = ["MOMENTS", "Engine"]
 
 
 class Engine(ABC):
@@ -29,6 +32,8 @@ class Engine(ABC):
     world: World
     model: PackedCausalLM
     compute_dtype: torch.dtype
+    updates: UpdateHistory
+    """How often each parameter was updated, and which are trained; the trainer counts the steps into it."""
 
     @cached_property
     def context(self) -> ContextAxis:
@@ -76,8 +81,33 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def state_loaded(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
-        """Take over `tensors`, a result of `state_tensors` that a checkpoint has filled, after `num_steps` steps."""
+    def state_loaded(self, tensors: dict[str, torch.Tensor], updates: UpdateHistory) -> None:
+        """Take over `tensors`, a result of `state_tensors` that a checkpoint has filled, after `updates`."""
+
+    @abstractmethod
+    def _follow_updates(self) -> None:
+        """Give the optimizer the step counts and the frozen parameters of `updates`."""
+
+    def set_trainable(self, patterns: Sequence[str]) -> None:
+        """Train the parameters that `patterns` take in (`updates.matches`) and no other from the next step on.
+
+        A frozen one keeps weight and moments bit by bit, and its gradient counts in no norm. Its gradient is computed
+        and its moments stay in memory all the same.
+        """
+        self.updates.trainable = tuple(patterns)
+        self._follow_updates()
+
+    def reset_optimizer(self) -> None:
+        """Set all moments and step counts to 0, as at the start of a run."""
+        tensors = self.state_tensors()
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                (tensor.local if isinstance(tensor, FlatShard) else tensor).zero_()
+        self.updates.reset()
+        self.state_loaded(tensors, self.updates)
+
+    def _named_frozen(self) -> list[torch.nn.Parameter]:
+        return [parameter for name, parameter in self._named_parameters() if not self.updates.trains(name)]
 
     def _named_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(self.model.hf_name(name), parameter) for name, parameter in self.model.named_parameters()]

@@ -27,6 +27,8 @@ from cpt_dist.data.batch import Batch
 from cpt_dist.engine.base import MOMENTS, Engine
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.optimizer import adamw, parameter_groups, set_learning_rate
+from cpt_dist.engine.piecewise_adamw import Place
+from cpt_dist.engine.updates import UpdateHistory
 from cpt_dist.model.packed import PackedCausalLM
 
 
@@ -66,6 +68,8 @@ class FsdpEngine(Engine):
         self.model = model
         groups = parameter_groups(self._named_parameters(), optimizer)
         self._optimizer = adamw(groups, optimizer)
+        self.updates = UpdateHistory()
+        self._frozen: list[torch.nn.Parameter] = []
         self._make_moments()
 
     def _make_moments(self) -> None:
@@ -83,6 +87,8 @@ class FsdpEngine(Engine):
         part = self._own_part(batch)
         loss, nll = self.model(**part.inputs, divisor=divisor / self.world.size)
         loss.backward()
+        for parameter in self._frozen:
+            parameter.grad = None
         return part.whole(nll)
 
     def step(self, learning_rate: float, accept: Callable[[float], bool] = math.isfinite) -> float:
@@ -126,7 +132,12 @@ class FsdpEngine(Engine):
                 tensors[f"optimizer.{moment}.{name}"] = self._optimizer.state[parameter][moment]
         return tensors
 
-    def state_loaded(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
-        # The tensors are the parameters and moments themselves: only the step count is left to set.
-        for state in self._optimizer.state.values():
-            state["step"].fill_(float(num_steps))
+    def state_loaded(self, tensors: dict[str, torch.Tensor], updates: UpdateHistory) -> None:
+        # The tensors are the parameters and moments themselves: only the step counts are left to set.
+        self.updates = updates
+        self._follow_updates()
+
+    def _follow_updates(self) -> None:
+        named = self._named_parameters()
+        self._frozen = self._named_frozen()
+        self._optimizer.follow(self.updates, [Place(name, one, 0, one.numel()) for name, one in named])

@@ -8,10 +8,10 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import nn
 
 from cpt_dist.config import OptimizerConfig
+from cpt_dist.engine.piecewise_adamw import PiecewiseAdamW
 from cpt_dist.errors import UserError
 
 
@@ -46,6 +46,6 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate * group["lr_multiplier"]
 
 
-def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
-    """PyTorch's AdamW (Loshchilov and Hutter, arXiv 1711.05101) with learning rate 0 until a step sets it."""
-    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> PiecewiseAdamW:
+    """AdamW with learning rate 0 until a step sets it."""
+    return PiecewiseAdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)

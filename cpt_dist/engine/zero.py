@@ -22,6 +22,7 @@ from cpt_dist.data.batch import Batch
 from cpt_dist.engine.base import Engine
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.optimizer import adamw, parameter_groups, set_learning_rate
+from cpt_dist.engine.updates import UpdateHistory
 from cpt_dist.engine.zero_state import ZeroState, zero_state
 from cpt_dist.errors import UserError
 from cpt_dist.model.chunked_mlp import ChunkedMlp
@@ -94,9 +95,13 @@ class ZeroEngine(Engine):
                 # different numbers of chunks would wait for each other for ever.
                 deepspeed.utils.set_z3_leaf_module(module, True)
         groups = parameter_groups(self._named_parameters(), optimizer)
+        self._adamw = adamw(groups, optimizer)
+        self.updates = UpdateHistory()
+        self._frozen: list[torch.nn.Parameter] = []
+        self._freezes: list[Any] = []
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
-            optimizer=adamw(groups, optimizer),
+            optimizer=self._adamw,
             config=deepspeed_config(config, optimizer, compute_dtype, world.size),
         )
         self.model = self._engine.module
@@ -121,6 +126,8 @@ class ZeroEngine(Engine):
         set_learning_rate(self._optimizer, learning_rate)
         self._norm, self._accept = float("inf"), accept  # inf: DeepSpeed has found one before it asks
         if self.stage == 0:
+            for parameter in self._frozen:
+                parameter.grad = None
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             self._norm = float(torch.nn.utils.get_total_norm(gradients))
             if not accept(self._norm):
@@ -166,5 +173,15 @@ class ZeroEngine(Engine):
     def state_tensors(self) -> dict[str, torch.Tensor]:
         return self._state.tensors()
 
-    def state_loaded(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
-        self._state.take(tensors, num_steps)
+    def state_loaded(self, tensors: dict[str, torch.Tensor], updates: UpdateHistory) -> None:
+        self.updates = updates
+        self._state.take(tensors)
+        self._follow_updates()
+
+    def _follow_updates(self) -> None:
+        self._adamw.follow(self.updates, self._state.places())
+        for freeze in self._freezes:
+            freeze.remove()
+        # DeepSpeed counts on a gradient of every parameter. One of zeros adds nothing to any norm.
+        self._frozen = self._named_frozen()
+        self._freezes = [parameter.register_hook(torch.zeros_like) for parameter in self._frozen]

@@ -17,6 +17,7 @@ from torch import nn
 from cpt_dist.engine.base import MOMENTS
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.flat_shard import FlatShard
+from cpt_dist.engine.piecewise_adamw import Place
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 
@@ -31,11 +32,6 @@ def _make_moments(optimizer: torch.optim.Optimizer, masters: list[torch.Tensor])
                 state[moment] = torch.zeros_like(master)
 
 
-def _set_steps(optimizer: torch.optim.Optimizer, num_steps: int) -> None:
-    for state in optimizer.state.values():
-        state["step"].fill_(float(num_steps))
-
-
 class ZeroState(ABC):
     """Access to the master weights and moments of one ZeRO stage."""
 
@@ -44,8 +40,12 @@ class ZeroState(ABC):
         """The tensors of `Engine.state_tensors`."""
 
     @abstractmethod
-    def take(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
-        """Put a loaded result of `tensors` into DeepSpeed, as after `num_steps` optimizer steps."""
+    def take(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Put a loaded result of `tensors` into DeepSpeed."""
+
+    @abstractmethod
+    def places(self) -> list[Place]:
+        """Where the optimizer's tensors on this rank hold which parameter."""
 
 
 class WholeState(ZeroState):
@@ -63,8 +63,11 @@ class WholeState(ZeroState):
                 found[f"optimizer.{moment}.{name}"] = self._optimizer.state[parameter][moment]
         return found
 
-    def take(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
-        _set_steps(self._optimizer, num_steps)
+    def take(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Nothing is left to do: the tensors are the parameters and moments themselves."""
+
+    def places(self) -> list[Place]:
+        return [Place(name, parameter, 0, parameter.numel()) for name, parameter in self._parameters]
 
 
 class FragmentState(ZeroState):
@@ -94,10 +97,18 @@ class FragmentState(ZeroState):
                 found[f"optimizer.{moment}.{name}"] = FlatShard(local, shape, start)
         return found
 
-    def take(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
+    def take(self, tensors: dict[str, torch.Tensor]) -> None:
         # The fragments are views of the partitions and hold the new values already.
         self._wrapper.update_lp_params()
-        _set_steps(self._wrapper.optimizer, num_steps)
+
+    def places(self) -> list[Place]:
+        fragments = [(name, parameter._hp_mapping) for name, parameter in self._parameters]  # type: ignore[attr-defined]
+        return [
+            Place(name, self._master_of[one.hp_fragment.untyped_storage().data_ptr()], where.start, where.numel)
+            for name, one in fragments
+            if one is not None
+            for where in [one.hp_fragment_address]
+        ]
 
 
 class SliceState(ZeroState):
@@ -123,7 +134,14 @@ class SliceState(ZeroState):
         valid = min(local.numel(), parameter.ds_numel - start)
         return FlatShard(local.view(-1)[:valid], tuple(parameter.ds_shape), start)
 
-    def take(self, tensors: dict[str, torch.Tensor], num_steps: int) -> None:
+    def places(self) -> list[Place]:
+        found = []
+        for name, parameter in self._parameters:
+            group, start, size = self._wrapper.grad_position[self._wrapper.get_param_id(parameter)]
+            found.append(Place(name, self._wrapper.fp32_partitioned_groups_flat[group], start, size))
+        return found
+
+    def take(self, tensors: dict[str, torch.Tensor]) -> None:
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
         for name, parameter in self._parameters:
@@ -138,7 +156,6 @@ class SliceState(ZeroState):
             # They are kept whole on each rank, and the forward pass would read the old copies.
             persistent[0].partition(persistent)
             persistent[0].all_gather(persistent)
-        _set_steps(self._wrapper.optimizer, num_steps)
 
     @staticmethod
     def _padded(parameter: Any, shard: torch.Tensor) -> torch.Tensor:

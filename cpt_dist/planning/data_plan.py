@@ -7,6 +7,7 @@ numbers are those of the order that training follows. It prints nothing (`data_r
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cpt_dist.data.long_documents import short_share_problems
 from cpt_dist.data.order import SampleOrder
 from cpt_dist.data.plans import RowsKey, make_plan
 from cpt_dist.data.remote import source_folder
-from cpt_dist.data.run_order import sample_order
+from cpt_dist.data.run_order import sample_order, stages_of_run
 from cpt_dist.data.shards import Source, read_manifest, tokenizer_fingerprint
 from cpt_dist.data.view_names import by_source, parse_view, parted, source_of, with_strata
 from cpt_dist.data.views import views_of
@@ -27,6 +28,7 @@ from cpt_dist.errors import UserError
 from cpt_dist.length_upsampling import length_factors
 from cpt_dist.model.folder import read_model_config
 from cpt_dist.model.rope import stage_trained_positions
+from cpt_dist.plans_of_run import all_stages
 from cpt_dist.schedules import learning_rate, stage_schedules
 
 MANY_EPOCHS = 4
@@ -45,11 +47,16 @@ def plan_data(config: CptConfig) -> dict[str, Any]:
     Raises UserError with every source that is not complete or was made with another tokenizer than `data.tokenizer`
     (which is compared where that folder is on this machine), and what the sample order refuses.
     """
-    views = views_of(_open_manifests(config), config.data.sources, config.stages)
+    views = views_of(open_manifests(config), config.data.sources, all_stages(config))
     order = sample_order(config, views)
+    epochs = {stage.name: stage.epochs for stage in all_stages(config)}
+    config = replace(config, stages=stages_of_run(config, views))
     by_name = {view.name: view for view in views}
     trained = _trained_positions(config)
-    stages = [_stage(config, order, by_name, index, trained[index]) for index in range(len(order.stages))]
+    stages = [
+        {**_stage(config, order, by_name, index, trained[index]), "epochs_asked": epochs[stage.name]}
+        for index, stage in enumerate(order.stages)
+    ]
     return {
         "kind": "data",
         "seed": config.seed,
@@ -76,9 +83,9 @@ def _trained_positions(config: CptConfig) -> list[int | None]:
         return [None] * len(config.stages)
 
 
-def _open_manifests(config: CptConfig) -> list[Source]:
+def open_manifests(config: CptConfig) -> list[Source]:
     """The sources that stages read, in the order of `data.sources`, without touching their shards."""
-    used = {name for stage in config.stages for name in stage.mixture}
+    used = {name for stage in all_stages(config) for name in stage.mixture}
     tokenizer = Path(config.data.tokenizer)
     expected = tokenizer_fingerprint(tokenizer) if (tokenizer / "tokenizer.json").is_file() else None
     sources, problems = [], []
@@ -181,7 +188,7 @@ def _stage(
         "batch_samples": plan.batch_samples,
         "steps": plan.num_steps,
         "samples": plan.num_samples,
-        "tokens_asked": parse_quantity(stage.tokens, "tokens"),
+        "tokens_asked": parse_quantity(stage.tokens or "", "tokens"),
         "quota_error_samples": order.error_bound(index),
         "schedule": schedule.name,
         "warmup_steps": schedule.warmup * plan.num_steps,

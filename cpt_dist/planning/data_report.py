@@ -103,10 +103,17 @@ def print_data_plan(plan: dict[str, Any], console: Console) -> None:
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
 
 
+def _epochs_in_words(epochs: Any) -> str:
+    if isinstance(epochs, dict):
+        return "epochs of " + ", ".join(f"{name}: {times:g}" for name, times in epochs.items())
+    return f"{epochs:g} epochs of the domain sources"
+
+
 def _print_stage(plan: dict[str, Any], stage: dict[str, Any], console: Console) -> None:
     size = f"{stage['batch_samples']:,} x {stage['seq_len']:,} tokens ({stage['packing']})"
+    epochs = "" if stage["epochs_asked"] is None else f" for {_epochs_in_words(stage['epochs_asked'])}"
     title = (
-        f"stage '{stage['name']}': {stage['steps']:,} steps of {size}; "
+        f"stage '{stage['name']}': {stage['steps']:,} steps of {size}{epochs}; "
         f"no source is ever more than {stage['quota_error_samples']:.2f} samples off its share"
     )
     numbers = [

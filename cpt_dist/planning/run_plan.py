@@ -14,12 +14,15 @@ from typing import Any
 
 from cpt_dist.config import CptConfig, StageConfig, parse_quantity
 from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.run_order import stages_of_run
 from cpt_dist.data.stage_plan import SourceRows, StagePlan
+from cpt_dist.data.views import views_of
 from cpt_dist.errors import UserError
 from cpt_dist.model.folder import read_model_config
 from cpt_dist.nested_mixture import names_strata, outer_mixture
-from cpt_dist.planning.data_plan import NUM_RATES, plan_data, timeline
+from cpt_dist.planning.data_plan import NUM_RATES, open_manifests, plan_data, timeline
 from cpt_dist.planning.rope_plan import plan_ropes
+from cpt_dist.plans_of_run import all_stages
 from cpt_dist.schedule_config import SCHEDULES, ScheduleConfig
 from cpt_dist.schedules import run_learning_rate, stage_schedules
 
@@ -36,6 +39,7 @@ def plan_run(config: CptConfig) -> dict[str, Any]:
     error, save where rope is asked for alone.
     """
     what = config.plan.what
+    config = _with_lengths(config)
     plans = [StagePlan.from_config(stage) for stage in config.stages]
     missing: list[str] = []
     data = _unless_missing(missing, "data", lambda: _data(config)) if what == "all" else None
@@ -50,7 +54,7 @@ def plan_run(config: CptConfig) -> dict[str, Any]:
         {
             **_stage(config, config.stages[index], plan, ends[index] - plan.num_steps),
             "rope": ropes[index] if ropes is not None else None,
-            "checkpoints": _marks(config.checkpoint.every_steps, ends[index] - plan.num_steps, ends[index], last_step),
+            "checkpoints": _checkpoints(config, ends[index] - plan.num_steps, ends[index], last_step),
             "evaluations": _evaluations(config, ends[index] - plan.num_steps, ends[index], last_step),
             "later_job": ends[index] > last_step,
         }
@@ -121,7 +125,23 @@ def _last_step(config: CptConfig, ends: list[int]) -> int:
     """The step after which this job ends."""
     if config.stop_after_stage is None:
         return ends[-1]
-    return ends[[stage.name for stage in config.stages].index(config.stop_after_stage)]
+    names = [stage.name for stage in config.stages]
+    return ends[names.index(config.stop_after_stage)] if config.stop_after_stage in names else ends[-1]
+
+
+def _checkpoints(config: CptConfig, before: int, end: int, last: int) -> list[int]:
+    """Steps of a stage that make a checkpoint: as configured, and its last."""
+    steps = _marks(config.checkpoint.every_steps, before, end, last)
+    return sorted({*steps, end}) if end <= last else steps
+
+
+def _with_lengths(config: CptConfig) -> CptConfig:
+    """`config` with the tokens of stages that are given in epochs, which the shards say."""
+    if all(stage.epochs is None for stage in config.stages):
+        return config
+    stages = stages_of_run(config, views_of(open_manifests(config), config.data.sources, all_stages(config)))
+    epochs = {stage.name: stage.epochs for stage in all_stages(config)}
+    return replace(config, stages=[replace(stage, epochs=epochs[stage.name]) for stage in stages])
 
 
 def _marks(every: int, before: int, end: int, last: int) -> list[int]:
@@ -144,7 +164,7 @@ def _stage(config: CptConfig, stage: StageConfig, plan: StagePlan, before: int) 
         "last_step": before + plan.num_steps,
         "steps": plan.num_steps,
         "samples": plan.num_samples,
-        "tokens_asked": parse_quantity(stage.tokens, "tokens"),
+        "tokens_asked": parse_quantity(stage.tokens or "", "tokens"),
         "tokens": plan.num_samples * plan.seq_len,
         "seq_len": plan.seq_len,
         "batch_tokens": plan.batch_samples * plan.seq_len,

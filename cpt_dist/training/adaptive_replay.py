@@ -49,7 +49,9 @@ class AdaptiveReplay:
     def _entry(self, run: Run, scores: Mapping[str, DocumentScores]) -> LedgerEntry | None:
         """The decision as an entry that is on disk when this returns; None where nothing changes."""
         replay = run.config.replay
-        if run.step == 0 or run.finished:  # step 0: a run that was killed before its first checkpoint begins again
+        if (
+            run.position == run.origin or run.finished
+        ):  # at its start: a run that was killed before its first checkpoint begins again
             return None
         steps = [entry.evidence["step"] for entry in run.order.ledger if "step" in entry.evidence]
         last_step = steps[-1] if steps else None

@@ -109,6 +109,7 @@ def go_back(run: Run) -> None:
     assert step is not None
     run.rewind_to = None
     resume(run, step)
+    run.enter_stage(run.order.stage_of(run.position))
     if run.world.is_first:
         print(f"went back to the checkpoint of step {step}; ledger.jsonl says what is skipped", flush=True)
 

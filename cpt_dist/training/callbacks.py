@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 from cpt_dist.checkpoint.probe import Probe
+from cpt_dist.data.gate_decision import forks
 from cpt_dist.training.accounting import checked_accounts
 from cpt_dist.training.adaptive_replay import AdaptiveReplay
 from cpt_dist.training.callback import Callback
@@ -25,7 +26,7 @@ class HeldOutEvaluation(Callback):
     def on_start(self, run: Run) -> None:
         self._held_out = HeldOut(run)
         self._adaptive_replay = AdaptiveReplay(run) if run.config.replay.rule != "off" else None
-        if run.step == 0:
+        if run.position == run.origin:
             self._evaluate(run)
 
     def after_step(self, run: Run, result: StepResult) -> None:
@@ -46,7 +47,7 @@ class HeldOutEvaluation(Callback):
 
 
 class Checkpoints(Callback):
-    """A checkpoint every n steps, at the end, and when the job was asked to stop."""
+    """A checkpoint every n steps, at the end of each stage, and when the job was asked to stop."""
 
     def on_start(self, run: Run) -> None:
         self._prepared = False
@@ -60,7 +61,8 @@ class Checkpoints(Callback):
         every = run.config.checkpoint.every_steps
         if result.skipped and run.guards.in_trouble(run.order, run.position):
             every = 0  # the weights are under suspicion, and are those of a checkpoint before it anyway
-        if run.finished or result.stop_requested or (every > 0 and result.step % every == 0):
+        at_edge = run.position in run.order.stage_starts
+        if at_edge or run.finished or result.stop_requested or (every > 0 and result.step % every == 0):
             self.save(run)
         elif not self._prepared:
             # A step has been made, so the memory that is free now stays free.
@@ -75,6 +77,7 @@ class Checkpoints(Callback):
             "step": run.step,
             "position": run.position,
             "optimizer_steps": run.step - run.totals.skipped_steps,
+            "updates": run.engine.updates.state(),
             "order": run.order.state(run.position),
             "sources": run.order.source_names,
             "totals": vars(run.totals),
@@ -82,6 +85,7 @@ class Checkpoints(Callback):
             "engine": run.engine.name,
             "world_size": run.world.size,
             "rope": run.changed_rope(),
+            "forks": len(forks(run.order.entries)),
         }
         evaluated_step, bits_per_byte = run.bits_per_byte
         run.saver.save(

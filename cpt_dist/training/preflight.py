@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from cpt_dist.config import CptConfig, check_shard_size
 from cpt_dist.context_config import context_rank_problems, stage_context
 from cpt_dist.data.long_documents import short_share_problems
 from cpt_dist.data.remote import source_folder
+from cpt_dist.data.run_order import sample_order, stages_of_run
 from cpt_dist.data.shard_cache import check_cache_holds
 from cpt_dist.data.shards import Source, tokenizer_fingerprint
 from cpt_dist.data.take_down import read_list
@@ -21,13 +23,15 @@ from cpt_dist.data.views import views_of
 from cpt_dist.errors import UserError
 from cpt_dist.model.folder import check_model_folder, read_model_config
 from cpt_dist.model.rope import stage_ropes, stage_trained_positions
+from cpt_dist.plans_of_run import all_plans, all_stages
 from cpt_dist.run_directory import RunDirectory
+from cpt_dist.training.forking import parent_of, with_beginning
 from cpt_dist.training.growth import sources_and_order
 
 
 def open_sources(config: CptConfig) -> list[Source]:
     """What the stages read: the prepared sources in the order of `data.sources`, each as its strata and generations."""
-    used = {name for stage in config.stages for name in stage.mixture}
+    used = {name for stage in all_stages(config) for name in stage.mixture}
     expected = tokenizer_fingerprint(config.data.tokenizer)
     problems: list[str] = []
     sources = []
@@ -39,7 +43,7 @@ def open_sources(config: CptConfig) -> list[Source]:
                 problems += error.problems
     if problems:
         raise UserError(problems)
-    views = views_of(sources, config.data.sources, config.stages)
+    views = views_of(sources, config.data.sources, all_stages(config))
     check_cache_holds(config.data, {view.name: view.remote_files for view in views})
     return views
 
@@ -67,19 +71,36 @@ def check_files(config: CptConfig) -> None:
 
     def check_order() -> None:
         saved = _newest_trainer(config)
-        views, order, _ = sources_and_order(config, open_sources(config), saved)
+        parent = parent_of(config) if saved is None else None
+        planned = with_beginning(config, parent)
+        if config.start_at_stage is not None:
+            parent = None
+        saved = parent.saved if parent is not None else saved
+        sources, order, _ = sources_and_order(planned, open_sources(planned), saved, parent)
+        present = replace(config, stages=stages_of_run(planned, sources, order.entries))
         for index, stage in enumerate(order.stages):
-            stage.check_world_size(world_size, stage_context(config, index))
-        trained = stage_trained_positions(read_model_config(config.model.path), config.stages)
+            stage.check_world_size(world_size, stage_context(present, index))
+        for where, stages in list(all_plans(config).items())[1:]:
+            other = replace(config, stages=stages)
+            try:
+                for index, stage in enumerate(sample_order(other, sources, []).stages):
+                    stage.check_world_size(world_size, stage_context(other, index))
+            except UserError as error:
+                raise UserError(where + one for one in error.problems) from error
+        trained = stage_trained_positions(read_model_config(config.model.path), present.stages)
         done = saved["position"] if saved is not None else 0
-        problems.extend(short_share_problems(order, views, trained, config.long_data.min_short_share, done))
+        problems.extend(short_share_problems(order, sources, trained, config.long_data.min_short_share, done))
 
     if config.data.take_down is not None:
         collect(read_list, config.data.take_down)
     collect(check_model_folder, config.model.path)
     if not problems:
         problems.extend(context_rank_problems(config, world_size, read_model_config(config.model.path)))
-        collect(stage_ropes, read_model_config(config.model.path), config.stages)
+        for where, stages in all_plans(config).items():
+            try:
+                stage_ropes(read_model_config(config.model.path), stages)
+            except UserError as error:
+                problems.extend(line for one in error.problems if (line := where + one) not in problems)
         collect(check_order)
     collect(check_shard_size, config.engine.shard_size, world_size)
     if problems:

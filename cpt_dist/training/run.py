@@ -17,7 +17,7 @@ from cpt_dist.checkpoint.saver import Saver
 from cpt_dist.checkpoint.store import CheckpointStore
 from cpt_dist.cluster.health import Straggler
 from cpt_dist.cluster.heartbeat import Activity
-from cpt_dist.config import CptConfig, StageConfig
+from cpt_dist.config import RESET, CptConfig, StageConfig
 from cpt_dist.data.batch import Batch
 from cpt_dist.data.batches import build_batch
 from cpt_dist.data.loader import StepLoader
@@ -166,10 +166,16 @@ class Run:
     saver: Saver
     guards: Guards
     totals: Totals
+    given: CptConfig = field(default_factory=CptConfig)
+    """The configuration as it was given; `config` has the stages as they are trained."""
+    parent: dict[str, Any] | None = None
+    """The run and checkpoint that this run was forked from."""
     base_rope: dict[str, Any] = field(default_factory=dict)
     """RoPE of the base model, as `rope_of` gives it."""
     position: int = 0
     """Samples done: the n of the next sample."""
+    origin: int = 0
+    """Where the run directory began: behind 0 where it was forked, or begun at a later stage."""
     callbacks: list[Any] = field(default_factory=list)
     rewind_to: int | None = None
     """Step of the checkpoint to go back to once the callbacks have seen the step in progress."""
@@ -187,6 +193,9 @@ class Run:
     """Of this job's checkpoints."""
     last_record: dict[str, Any] = field(default_factory=dict)
     """The newest line of metrics.jsonl of kind step (rank 0)."""
+
+    edges: Any = None
+    """The `StageEdges` of the job."""
 
     def __post_init__(self) -> None:
         self.own_time = OwnTime(self.config.health.probe_every_steps, self.world.device)
@@ -209,7 +218,9 @@ class Run:
         """Where this job ends: after the last sample of all stages, or of `stop_after_stage`."""
         names = [stage.name for stage in self.config.stages]
         last = self.config.stop_after_stage
-        return self.order.num_samples if last is None else int(self.order.stage_starts[names.index(last) + 1])
+        if last not in names:  # none was asked for, or a fork has taken it out of the plan
+            return self.order.num_samples
+        return int(self.order.stage_starts[names.index(last) + 1])
 
     @property
     def finished(self) -> bool:
@@ -217,8 +228,16 @@ class Run:
         return self.position >= self.end
 
     def enter_stage(self, index: int) -> None:
-        """Give the engine what stage `index` trains with."""
+        """Give the engine what stage `index` trains with; to be called again after going back."""
         self.engine.context.enter(self.config, index)
+        self.enter_rope(index)
+        stage = self.config.stages[index]
+        if stage.optimizer == RESET and self.position == self.order.stage_starts[index] and self.engine.updates.spans:
+            self.engine.reset_optimizer()
+        self.engine.set_trainable(stage.trainable)
+
+    def enter_rope(self, index: int) -> None:
+        """Give the model the RoPE of stage `index`."""
         rope = self.stage_ropes[index]
         set_rope(self.engine.model, self.base_rope if rope is None else rope.config_changes)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,22 +17,36 @@ from transformers.utils.logging import disable_progress_bar
 import cpt_dist
 from cpt_dist.checkpoint.open_store import checkpoint_store
 from cpt_dist.checkpoint.saver import Saver
-from cpt_dist.config import CptConfig
-from cpt_dist.data.ledger_entry import LedgerEntry, write_ledger
+from cpt_dist.checkpoint.store import CheckpointStore
+from cpt_dist.config import RESET, CptConfig, StageConfig
+from cpt_dist.data.ledger_entry import LedgerEntry, read_ledger, write_ledger
+from cpt_dist.data.order import SampleOrder
+from cpt_dist.data.run_order import sample_order, stages_of_run
+from cpt_dist.data.skip import Skip
+from cpt_dist.data.stage_epochs import kept_stages, read_stages
 from cpt_dist.data.view_names import source_of
 from cpt_dist.engine.build import build_engine
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.precision import resolve_precision
+from cpt_dist.engine.updates import UpdateHistory, check_trainable
+from cpt_dist.errors import UserError
+from cpt_dist.files import write_json
+from cpt_dist.gate_config import BASE, RUN_START
 from cpt_dist.model.load import load_model
 from cpt_dist.model.model_files import copy_model_files
 from cpt_dist.model.rope_switch import rope_of
+from cpt_dist.plans_of_run import all_stages
 from cpt_dist.run_directory import RunDirectory
+from cpt_dist.training.branches import give_up_branches
 from cpt_dist.training.callbacks import default_callbacks
 from cpt_dist.training.first_rank import on_first
+from cpt_dist.training.forking import Parent, keep_fork, parent_of, read_fork, start_entry
+from cpt_dist.training.gates import keep_baseline
 from cpt_dist.training.growth import saved_views, sources_and_order
 from cpt_dist.training.guards import Guards
 from cpt_dist.training.preflight import open_sources
 from cpt_dist.training.run import Run, Totals
+from cpt_dist.training.stage_edges import StageEdges
 from cpt_dist.training.take_down import take_down
 
 
@@ -40,23 +55,33 @@ def set_up(config: CptConfig, world: World) -> Run:
     torch.manual_seed(config.seed)
     directory = RunDirectory(config.run_dir)
     store = checkpoint_store(config)
+    on_first(world, lambda: give_up_branches(store, read_ledger(directory.ledger)))
     store.tidy()
     step = store.newest_whole(config.checkpoint.on_damage, config.checkpoint.verify)
     if step is not None and step == store.steps()[-1]:
         on_first(world, store.retire_rest)
         store.tidy()
-    saved = store.trainer(step) if step is not None else None
-    sources, order, grown = sources_and_order(config, open_sources(config), saved)
+    parent = _parent(config, world) if step is None else None
+    continued = None if config.start_at_stage is not None else parent
+    saved = store.trainer(step) if step is not None else continued.saved if continued is not None else None
+    sources, order, grown = sources_and_order(config, open_sources(config), saved, continued)
+    stages = stages_of_run(config, sources, order.entries)
+    if step is None and (start := _start_entry(config, stages, order)) is not None:
+        order = sample_order(config, sources, [*order.entries, start])
     world.barrier()  # a rank that read the ledger after the entry was written would see no growth
-    if grown is not None:
+    if grown is not None or (step is None and order.entries):
         on_first(world, lambda: write_ledger(directory.ledger, order.entries))
     dtype, reason = resolve_precision(config.engine.precision, world.device)
     if not (world.is_first and sys.stderr.isatty()):
         disable_progress_bar()
     model = load_model(config.model, dtype=torch.float32)
+    names = [model.hf_name(name) for name, _ in model.named_parameters()]
+    check_trainable([(stage.name, stage.trainable) for stage in all_stages(config)], names)
     engine = build_engine(model, config, world, dtype)
     run = Run(
-        config=config,
+        config=replace(config, stages=stages),
+        given=config,
+        parent=read_fork(config),
         world=world,
         directory=directory,
         sources=sources,
@@ -69,30 +94,91 @@ def set_up(config: CptConfig, world: World) -> Run:
         totals=Totals.zero(len(sources)),
     )
     position = saved["position"] if saved is not None else 0
-    engine.context.enter(config, order.stage_of(min(position, order.num_samples - 1)))
+    engine.context.enter(run.config, order.stage_of(min(position, order.num_samples - 1)))
     on_first(world, lambda: _fill(directory, run))
     _announce(run, reason, step, grown)
+    keep_baseline(run, BASE)
+    if parent is None and run.parent is None:
+        keep_baseline(run, RUN_START)
     if step is not None:
         resume(run, step)
+    else:
+        _begin(run, parent)
     take_down(run)
     run.callbacks = default_callbacks(run)
+    run.edges = StageEdges(run)
     return run
+
+
+def _parent(config: CptConfig, world: World) -> Parent | None:
+    """What a run that has no checkpoint yet is forked from, the same on every rank and at each start."""
+    if config.fork.run_dir is None:
+        return None
+
+    def keep() -> list[str]:
+        try:
+            parent = parent_of(config)
+            assert parent is not None
+            keep_fork(config, parent)
+        except UserError as error:
+            return error.problems
+        return []
+
+    if problems := on_first(world, keep):
+        raise UserError(problems)
+    parent = parent_of(config)
+    assert parent is not None
+    parent.store.verify(parent.step, config.checkpoint.verify)
+    return parent
+
+
+def _start_entry(config: CptConfig, stages: list[StageConfig], order: SampleOrder) -> Skip | None:
+    if config.start_at_stage is None:
+        return None
+    n = order.stage_starts[[stage.name for stage in stages].index(config.start_at_stage)]
+    where_from = config.model.path if config.fork.run_dir is None else f"{config.fork.run_dir} {config.fork.step}"
+    return start_entry(config.start_at_stage, n, order.entries, where_from)
+
+
+def _begin(run: Run, parent: Parent | None) -> None:
+    """Put a run that has no checkpoint yet where it begins: at sample 0 unless it is forked or begins later."""
+    if parent is not None:
+        resume(run, parent.step, parent.store)
+        if run.given.fork.optimizer == RESET:
+            run.engine.reset_optimizer()
+    if run.given.start_at_stage is not None:
+        names = [stage.name for stage in run.config.stages]
+        run.position = run.order.stage_starts[names.index(run.given.start_at_stage)]
+        run.totals = Totals.zero(len(run.sources))
+        run.totals.skipped_steps = run.step
+        run.guards.restore({})
+    run.origin = run.position
+    if parent is not None:
+        if run.position:
+            run.enter_rope(run.order.stage_of(run.position - 1))
+        keep_baseline(run, RUN_START)
 
 
 def _fill(directory: RunDirectory, run: Run) -> None:
     """Write what a run directory has before the first step."""
-    directory.create(run.config)
+    directory.create(run.given)
     directory.keep_order(run.order.identity)
+    if kept := kept_stages(run.given, run.config.stages):
+        write_json(directory.stages, read_stages(directory.stages) | kept)
     if not directory.model_files.exists():
         copy_model_files(run.config.model.path, directory.model_files, run.config.data.tokenizer)
 
 
-def resume(run: Run, step: int) -> None:
-    """Take weights, moments, position and counters from the checkpoint of `step`, whatever engine wrote it."""
-    trainer = run.store.trainer(step)
+def resume(run: Run, step: int, store: CheckpointStore | None = None) -> None:
+    """Take weights, moments, position and counters from the checkpoint of `step`, whatever engine wrote it.
+
+    `store` is where it lies (default: in the run's own).
+    """
+    store = store or run.store
+    trainer = store.trainer(step)
     tensors = run.engine.state_tensors()
-    run.store.load(step, tensors)
-    run.engine.state_loaded(tensors, trainer["optimizer_steps"])
+    store.load(step, tensors)
+    run.engine.state_loaded(tensors, UpdateHistory.from_trainer(trainer))
     run.position = trainer["position"]
     run.guards.restore(trainer.get("guards", {}))
     # A checkpoint of a version that didn't count samples was made by the same order, so they are what it says; one of
@@ -134,6 +220,7 @@ def _announce(run: Run, precision_reason: str, resumed_step: int | None, grown: 
         "roles": {source_of(source.name): source.role for source in run.sources},
         "order": run.order.fingerprint,
         "num_steps": run.num_steps,
+        **({"forked_from": run.parent} if run.parent is not None else {}),
         "versions": {"cpt_dist": cpt_dist.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     run.directory.append_metrics(record)
@@ -144,7 +231,12 @@ def _announce(run: Run, precision_reason: str, resumed_step: int | None, grown: 
     for warning in run.order.warnings():
         print(f"warning: {warning}", flush=True)
     stage = f" {config.engine.zero_stage}" if config.engine.name == "zero" else ""
-    position = "from the base model" if resumed_step is None else f"resumed from step {resumed_step}"
+    begin = "from the base model"
+    if run.parent is not None:
+        begin = f"forked from step {run.parent['step']} of {run.parent['run_dir']}"
+    if config.start_at_stage is not None:
+        begin += f", at stage '{config.start_at_stage}'"
+    position = begin if resumed_step is None else f"resumed from step {resumed_step}"
     sharing = f", {context.size} to a row ({context.method})" if context.size > 1 else ""
     print(
         f"{config.run_dir}: {position}; {config.engine.name}{stage} on {run.world.size} rank(s){sharing}, "

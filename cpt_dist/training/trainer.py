@@ -42,37 +42,46 @@ def train(config: CptConfig) -> None:
         health.meet(world)
         check_nodes(config, world)
         health.activity.enter("set up")
-        run = set_up(config, world)
-        run.activity, run.nodes = health.activity, health.nodes
-        fit(run)
+        goes_on = True
+        while goes_on:
+            run = set_up(config, world)
+            run.activity, run.nodes = health.activity, health.nodes
+            goes_on = fit(run)
     except (RuntimeError, UserError) as error:
         health.explain(error)
         raise
     finally:
         health.end()
         distributed.stop()
+    if world.is_first:
+        run.edges.finish(run)
     if not run.finished:
         if world.is_first:
             record_outcome(os.environ, EXIT_REQUEUE, run.stopped_for or SIGNAL)
         sys.exit(EXIT_REQUEUE)
 
 
-def fit(run: Run) -> None:
-    """The loop."""
+def fit(run: Run) -> bool:
+    """The loop; whether the run has to be set up again because a gate has changed its plan."""
     run.each("on_start")
     try:
-        _steps(run)
+        forked = _steps(run)
     except UserError:
         run.saver.give_up(SECONDS_FOR_LAST_SAVE)
         raise
     run.saver.wait()
+    if not forked:
+        run.edges.end(run)
     run.each("on_end")
     on_first(run.world, run.directory.raise_failure)
+    return forked
 
 
-def _steps(run: Run) -> None:
+def _steps(run: Run) -> bool:
+    if not run.edges.start(run):
+        return True
     for index, stage in run.remaining_stages():
-        run.enter_stage(index)
+        run.edges.enter(run, index)
         for batches in run.steps_of(index):
             result = train_step(run, index, stage, batches)
             if result.record_failed:
@@ -83,7 +92,10 @@ def _steps(run: Run) -> None:
                 go_back(run)
             run.stopped_for = result.stop_reason
             if run.stopped_for:
-                return
+                return False
+        if run.position == run.order.stage_starts[index + 1] and not run.edges.leave(run, index):
+            return True
+    return False
 
 
 def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -> StepResult:
@@ -133,6 +145,7 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
         record_bad_step(run, BadStep(run.step + 1, run.position, batch_samples, loss, norm, skipped), suspects)
     else:
         run.guards.observe(loss, norm)
+        engine.updates.count()
     run.position += batch_samples
     return StepResult(
         step=run.step,

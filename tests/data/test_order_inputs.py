@@ -80,7 +80,7 @@ CHANGES = {
     "SourceConfig.max_epochs": (lambda c: setattr(c.data.sources["a"], "max_epochs", 0.7), "data.sources.a.max_epochs"),
     "SourceConfig.on_cap": (lambda c: c.data.sources["a"].__dict__.update(on_cap="renormalise"), "data.sources.a"),
     "StageConfig.name": (lambda c: setattr(c.stages[0], "name", "other"), "stage 'main' name was main and is other"),
-    "StageConfig.tokens": (lambda c: setattr(c.stages[0], "tokens", "960"), "length in samples"),
+    "StageConfig.tokens": (lambda c: setattr(c.stages[0], "tokens", "160"), "length in samples"),
     "StageConfig.seq_len": (lambda c: setattr(c.stages[0], "seq_len", 16), "stage 'main' seq_len was 8 and is 16"),
     "StageConfig.batch_tokens": (lambda c: setattr(c.stages[0], "batch_tokens", "64"), "batch_tokens was 32 and is 64"),
     "StageConfig.mixture": (lambda c: c.stages[0].mixture.update(a=0.7), "share of source 'a' was 0.6 and is 0.7"),
@@ -146,7 +146,12 @@ NOTHING = {
         **dict.fromkeys(["cache_bytes", "fetch_retries", "fetch_backoff_seconds", "fetch_timeout_seconds"]),
         "storage_options": {"anon": True},
     },
-    "StageConfig": dict.fromkeys(["schedule", "rope", "context_parallel"]),
+    "StageConfig": {
+        **dict.fromkeys(["schedule", "rope", "optimizer", "context_parallel"]),
+        "trainable": ["*", "!*norm*"],
+        "epochs": None,  # becomes tokens
+        **dict.fromkeys(["gate", "consolidate", "keep"]),  # a fork of a gate is another plan, from the ledger
+    },
 }
 
 

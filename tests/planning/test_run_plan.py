@@ -68,7 +68,7 @@ def test_stages_are_laid_end_to_end_in_whole_steps(config):
     domain, long = plan["stages"]
     assert (domain["steps"], domain["tokens"], domain["tokens_asked"]) == (40, 10240, 10000)
     assert (long["first_step"], long["last_step"], long["batch_samples"]) == (41, 44, 2)
-    assert domain["checkpoints"] + long["checkpoints"] == [14, 28, 42, 44]
+    assert domain["checkpoints"] + long["checkpoints"] == [14, 28, 40, 42, 44]
     assert domain["evaluations"] + long["evaluations"] == [0, 20, 40, 44]
     assert domain["ranks"] is None
 
