@@ -45,7 +45,7 @@ def stage_places(config: CptConfig) -> list[StagePlace]:
     places, start = [], 0
     for index, stage in enumerate(config.stages):
         batch_tokens = parse_quantity(stage.batch_tokens, "batch_tokens")
-        steps = math.ceil(parse_quantity(stage.tokens, "tokens") / batch_tokens)
+        steps = math.ceil(parse_quantity(stage.tokens or "", "tokens") / batch_tokens)
         batch = batch_tokens // stage.seq_len
         places.append(StagePlace(index, stage, start, steps * batch, batch))
         start += steps * batch
