@@ -8,12 +8,12 @@ of what was measured.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -43,9 +43,10 @@ class Claim:
         count = len(self.differences)
         if count < 2:
             return None
-        reach = student_t_quantile((1 + CONFIDENCE) / 2, count - 1) * statistics.stdev(self.differences)
-        mean = statistics.fmean(self.differences)
-        return mean - reach / math.sqrt(count), mean + reach / math.sqrt(count)
+        values = np.array(self.differences)
+        t = student_t_quantile((1 + CONFIDENCE) / 2, count - 1)
+        reach = t * float(values.std(ddof=1)) / math.sqrt(count)
+        return float(values.mean()) - reach, float(values.mean()) + reach
 
     def outcome(self) -> str:
         """Reproduced where the whole interval lies where the claim says, not reproduced where none of it does."""
@@ -74,7 +75,7 @@ def conclude(
         verdicts.add_column(column, overflow="fold")
     records = []
     for claim in claims:
-        interval, mean = claim.interval(), statistics.fmean(claim.differences)
+        interval, mean = claim.interval(), float(np.mean(claim.differences))
         shown = "none" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}"
         bar = f" (within ±{claim.margin:g})" if claim.equal else f" (above {claim.margin:g})" if claim.margin else ""
         verdicts.add_row(claim.text + bar, claim.source, f"{mean:+.4f}", shown, claim.outcome())

@@ -67,9 +67,6 @@ def main(words: list[str] | None = None) -> list[str]:
         Claim("WSD ends where cosine ends", minicpm, over_seeds("WSD", "cosine"), SAME, equal=True),
         Claim("the decay of WSD lowers the loss", minicpm, over_seeds("constant", "WSD")),
         Claim("a restart raises the training loss", "Ibrahim et al., arXiv 2403.08763", tuple(spikes)),
-        Claim(
-            "one cosine beats one with restarts", "Hägele et al., arXiv 2405.18392", over_seeds("restarts", "cosine")
-        ),
     ]
     table = Table(title=f"Held-out nats per token after {given.steps} steps")
     table.add_column("schedule")
