@@ -6,6 +6,8 @@ rate (WSD without its decay), and with a cosine that restarts. All begin with th
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from rich.table import Table
 
@@ -17,8 +19,8 @@ from recipes.material import read_documents, tokens_of, write_model, write_token
 LENGTH, CYCLES = 128, 3
 SAME = 0.03
 """Nats per token below which two schedules count as equal."""
-COMMON = {"peak_lr": 3e-3, "warmup": 0.05}
-SCHEDULES = {
+COMMON: dict[str, Any] = {"peak_lr": 3e-3, "warmup": 0.05}
+SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine": {"name": "cosine", "min_lr_ratio": 0.1},
     "WSD": {"name": "wsd", "decay": 0.2, "min_lr_ratio": 0.1},
     "constant": {"name": "constant"},
