@@ -48,6 +48,7 @@ bench: setup
 	$(BIN)/python benchmarks/simulate.py
 	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/long_context.py
 
 docs: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_docs.py

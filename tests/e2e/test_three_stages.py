@@ -158,14 +158,14 @@ def fresh_ropes(config, stages, into):
 
 def test_a_run_of_three_lengths_that_is_killed_in_and_between_stages_is_the_run_that_nobody_killed(base, tmp_path):
     folder, config = base
-    rng = random.Random(SEED)
     print(f"seed {SEED}")
-    jobs = [job(base, "whole", "fsdp", 1), *chain(base, "killed", rng), *chain(base, "killed again", rng)]
+    jobs = [job(base, "whole", "fsdp", 1), *chain(base, "killed", random.Random(SEED))]
     outcomes = carry_out(folder, jobs)
     for one, ended in zip(jobs, outcomes, strict=True):
-        wanted = set() if one["kill"] is None else {"killed"}
-        assert wanted <= set(ended), (one["kill"], ended)
-        assert one["kill"] is not None or set(ended) == {"done"}, ended
+        if one["kill"] is None:
+            assert set(ended) == {"done"}, ended
+        elif one["kill"]["moment"] != "time":  # a fast machine may be done by then
+            assert "killed" in ended, (one["kill"], ended)
 
     whole = as_trained(folder / "whole")
     assert [sorted(ids) for ids in whole.values()] == [list(range(n, n + ROWS)) for n in range(0, 11 * ROWS, ROWS)]
@@ -174,7 +174,7 @@ def test_a_run_of_three_lengths_that_is_killed_in_and_between_stages_is_the_run_
     ropes = fresh_ropes(config, config["stages"], tmp_path)
     assert len({json.dumps(one) for one in ropes}) == 3
     stage_of = [stage for stage, count in enumerate(STEPS) for _ in range(count)]
-    for name in ("whole", "killed", "killed again"):
+    for name in ("whole", "killed"):
         assert as_trained(folder / name) == whole
         made = losses(folder / name)
         assert len(made) >= 11
@@ -182,7 +182,8 @@ def test_a_run_of_three_lengths_that_is_killed_in_and_between_stages_is_the_run_
             assert loss == pytest.approx(expected[step], rel=1e-5), (name, step)
         for record in records(folder / name):
             assert record["rope"] == ropes[stage_of[record["step"] - 1]], (name, record["step"], record["job"])
-        assert len(tiny_run.read_metrics(folder / name, "resume")) >= (0 if name == "whole" else 3)
+    lines = (folder / "killed" / "metrics.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["kind"] == "resume" for line in lines) >= 4
 
 
 def test_frequencies_stay_those_of_a_fresh_load_in_16_bit_engines(base, tmp_path):
