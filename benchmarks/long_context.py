@@ -160,7 +160,7 @@ def resident(key: str) -> int:
 def measure(kind: str, folder: Path, cases: list[Case], repeat: int) -> None:
     """Print {"tokens", "documents", "num_ranks", "cpu_seconds", "peak_bytes", "loss"} of each case, a line each.
 
-    Of several ranks the largest time and memory count.
+    Of several ranks, each of which has the nll of its own tokens, the largest time and memory count.
     """
     if kind == "peer":
         step, gather = peer_step(folder), lambda found: [found]
@@ -179,7 +179,8 @@ def measure(kind: str, folder: Path, cases: list[Case], repeat: int) -> None:
         ranks = gather({"cpu_seconds": min(seconds), "peak_bytes": resident("VmHWM") - before, "loss": losses[0]})
         if os.environ.get("RANK", "0") == "0":
             found = {"tokens": tokens, "documents": documents, "num_ranks": len(ranks)}
-            print(json.dumps(found | {name: max(one[name] for one in ranks) for name in ranks[0]}), flush=True)
+            found |= {name: max(one[name] for one in ranks) for name in ("cpu_seconds", "peak_bytes")}
+            print(json.dumps(found | {"loss": sum(one["loss"] for one in ranks)}), flush=True)
 
 
 def run(kind: str, folder: Path, cases: list[Case], repeat: int, ranks: int = 1) -> dict[Case, dict[str, float]]:
