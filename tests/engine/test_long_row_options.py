@@ -25,19 +25,18 @@ def test_both_engines_give_the_losses_of_a_run_without_any_option(tmp_path):
     # 5 rows a step on two ranks: in each step one rank has a row of 3 chunks where the other has none.
     base["stages"][0] |= {"tokens": "1280", "batch_tokens": "320"}
 
-    def job(name, engine, options, context_parallel=1):
+    def job(name, engine, options):
         config = copy.deepcopy(base) | {"run_dir": str(tmp_path / name)}
-        config["engine"] |= engine | {"context_parallel": context_parallel}
+        config["engine"] |= engine
         config["model"] |= options
         return {"config": config}
 
     jobs = [(1, job("plain", ENGINES["fsdp"], {}))]
     jobs += [(2, job(f"{e} {o}", ENGINES[e], OPTIONS[o])) for e in ENGINES for o in OPTIONS]
-    jobs += [(2, job(f"{e} shared rows", ENGINES[e], OPTIONS["all"], context_parallel=2)) for e in ENGINES]
     run_jobs(tmp_path, jobs)
     losses = {
         name: [record["loss"] for record in tiny_run.read_metrics(tmp_path / name)]
-        for name in ("plain", *(f"{engine} {what}" for engine in ENGINES for what in (*OPTIONS, "shared rows")))
+        for name in ("plain", *(f"{engine} {options}" for engine in ENGINES for options in OPTIONS))
     }
     assert len(losses["plain"]) == 4
     for name, found in losses.items():
