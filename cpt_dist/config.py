@@ -29,6 +29,7 @@ from cpt_dist.replay_config import ReplayConfig
 from cpt_dist.rope_config import RopeConfig
 from cpt_dist.schedule_config import ScheduleConfig
 from cpt_dist.strata_config import StrataConfig
+from cpt_dist.verdict_config import VerdictConfig
 
 INVALID_UTF8 = ("drop", "replace")
 CONCAT = "concat"
@@ -38,6 +39,7 @@ PACKINGS = (CONCAT, BEST_FIT, STRUCTURAL)
 CARRY, RESET = "carry", "reset"
 RESTART = "restart"
 POSITIONS = (RESTART, "continue")
+ALL, BISECT = "all", "bisect"
 ZERO_0_IN_BF16 = (
     "engine.zero_stage: 0 keeps no fp32 master weights when it computes in bf16; "
     "use engine=zero1 (the same, with less memory), or engine.precision=fp32"
@@ -361,8 +363,11 @@ class ImportCheckpointConfig:
 @dataclass
 class EvaluateConfig:
     what: str = "held_out"
-    """What launch/evaluate.py measures: held_out (bits per byte of every source) or long_context. There also as plain
-    what=long_context, like base=FOLDER, adapted=FOLDER and out=FOLDER."""
+    """What launch/evaluate.py measures: held_out (bits per byte of every source), checkpoints (the same of a run's
+    checkpoints) or long_context. There also as plain what=…, like base=FOLDER, adapted=FOLDER, out=FOLDER and
+    checkpoints=bisect."""
+    checkpoints: str = "all"
+    """what=checkpoints: all of them, or bisect: those that finding the first regressed one needs (docs/verdict.md)."""
     base: str = "${model.path}"
     """Model before adaptation."""
     adapted: str = "${consolidate.out}"
@@ -418,6 +423,7 @@ class CptConfig:
     consolidate: ConsolidateConfig = field(default_factory=ConsolidateConfig)
     import_checkpoint: ImportCheckpointConfig = field(default_factory=ImportCheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    verdict: VerdictConfig = field(default_factory=VerdictConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 from cpt_dist.cluster_config import cluster_problems, health_problems
 from cpt_dist.config import (
+    ALL,
+    BISECT,
     INVALID_UTF8,
     ZERO_0_IN_BF16,
     CptConfig,
@@ -28,6 +30,7 @@ from cpt_dist.replay_config import replay_problems
 from cpt_dist.schedule_config import schedule_problems
 from cpt_dist.stage_validation import one_of, plan_problems
 from cpt_dist.strata_config import LABEL, LENGTH, strata_problems
+from cpt_dist.verdict_config import verdict_problems
 
 ENGINES = ("zero", "fsdp")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -35,7 +38,8 @@ ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn")
 ROLES = ("domain", "replay")
 CAP_POLICIES = ("error", "spill", "renormalise")
 PLANS = ("all", "data", "schedule", "rope")
-EVALUATIONS = ("held_out", "long_context")
+EVALUATIONS = ("held_out", "checkpoints", "long_context")
+CHECKPOINTS = (ALL, BISECT)
 LEAST_SPIKE_THRESHOLD = 4.0
 CHECKPOINT_COMMANDS = ("list", "verify", "prune", "show", "name", "unname")
 IMPORT_FORMATS = ("megatron", "datatrove", "mds")
@@ -195,6 +199,7 @@ def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]
     one_of(problems, "import_checkpoint.dtype", config.import_checkpoint.dtype, ("fp32", "bf16"))
     one_of(problems, "plan.what", config.plan.what, PLANS)
     one_of(problems, "evaluate.what", config.evaluate.what, EVALUATIONS)
+    one_of(problems, "evaluate.checkpoints", config.evaluate.checkpoints, CHECKPOINTS)
     problems.extend(f"evaluation.long_context.{one}" for one in long_context_problems(config.evaluation.long_context))
     for name, source in config.data.sources.items():
         one_of(problems, f"data.sources.{name}.role", source.role, ROLES)
@@ -208,6 +213,7 @@ def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]
     problems.extend(context_problems(config))
     problems.extend(long_data_problems(config.long_data))
     problems.extend(cluster_problems(config.cluster))
+    problems.extend(verdict_problems(config.verdict))
     problems.extend(health_problems(config.health, config.engine.timeout_seconds))
     problems.extend(diagnose_problems(config.diagnose))
     problems.extend(doctor_problems(config.doctor))

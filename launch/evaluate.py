@@ -1,4 +1,4 @@
-"""Compare base and adapted model: python launch/evaluate.py run_dir=runs/demo (what=long_context for long context)"""
+"""Compare base and adapted model: python launch/evaluate.py run_dir=runs/demo [what=checkpoints|long_context]"""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ WORDS = {
     "base": "evaluate.base",
     "adapted": "evaluate.adapted",
     "out": "evaluate.out",
+    "checkpoints": "evaluate.checkpoints",
     "documents": "evaluation.long_context.documents",
 }
 
@@ -18,6 +19,8 @@ def main(config: CptConfig) -> None:
     """Print what was measured, and write it as JSON, Markdown and one HTML page."""
     if config.evaluate.what == "long_context":
         _long_context(config)
+    elif config.evaluate.what == "checkpoints":
+        _checkpoints(config)
     else:
         _held_out(config)
 
@@ -38,6 +41,21 @@ def _held_out(config: CptConfig) -> None:
     record = write_report(evaluation, config.evaluate.out, RunLog.read(Path(config.run_dir) / "metrics.jsonl"))
     print_table(record, console)
     console.print(f"report: {Path(config.evaluate.out) / 'report.html'} (and .md, .json)", soft_wrap=True)
+
+
+def _checkpoints(config: CptConfig) -> None:
+    from cpt_dist.evaluation.inputs import check_trajectory_inputs
+
+    check_trajectory_inputs(config)  # before the imports below, which take seconds
+    from cpt_dist.console import output_console
+    from cpt_dist.evaluation.trajectory import follow
+    from cpt_dist.evaluation.trajectory_report import print_trajectory, write_trajectory
+
+    console = output_console()
+    with console.status("evaluating") as status:
+        found = follow(config, status.update)
+    print_trajectory(write_trajectory(found, config.evaluate.out), console)
+    console.print(f"report: {Path(config.evaluate.out) / 'trajectory.html'} (and .md, .json)", soft_wrap=True)
 
 
 def _long_context(config: CptConfig) -> None:

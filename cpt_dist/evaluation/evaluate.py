@@ -233,6 +233,32 @@ def macro_averages(
     return averages
 
 
+def score_sets(
+    name: str,
+    encoder: DocumentEncoder,
+    load: Callable[[], Score],
+    sets: Sequence[HeldOutSet],
+    settings: Settings,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, DocumentScores]:
+    """Source -> the scores of its texts under the model that `load` brings into memory, for each set that has texts.
+
+    Raises UserError, which calls the model `name`, where it gives a loss that is no number.
+    """
+    report(f"loading the {name} model")
+    score = load()
+    scores = {}
+    for held_out in sets:
+        if held_out.texts:
+            report(f"{name} model on {held_out.source} ({len(held_out.texts)} documents)")
+            found = score_documents(
+                held_out.texts, encoder, score, window=settings.window_tokens, batch_tokens=settings.batch_tokens
+            )
+            check_finite(name, held_out, found)
+            scores[held_out.source] = found
+    return scores
+
+
 def evaluate_sets(
     sets: Sequence[HeldOutSet],
     base: tuple[DocumentEncoder, Callable[[], Score]],
@@ -245,24 +271,8 @@ def evaluate_sets(
     One model is in memory at a time. `report` hears what is being done. Raises UserError where a model gives a loss
     that is no number.
     """
-    scores: dict[str, dict[str, DocumentScores]] = {}
-    for name, (encoder, load) in (("base", base), ("adapted", adapted)):
-        report(f"loading the {name} model")
-        score = load()
-        scores[name] = {}
-        for held_out in sets:
-            if held_out.texts:
-                report(f"{name} model on {held_out.source} ({len(held_out.texts)} documents)")
-                found = score_documents(
-                    held_out.texts,
-                    encoder,
-                    score,
-                    window=settings.window_tokens,
-                    batch_tokens=settings.batch_tokens,
-                )
-                check_finite(name, held_out, found)
-                scores[name][held_out.source] = found
-        del score
+    models = {"base": base, "adapted": adapted}
+    scores = {name: score_sets(name, *model, sets, settings, report) for name, model in models.items()}
     results: list[SourceResult] = []
     replicates: dict[str, np.ndarray | None] = {}
     for held_out in sets:
@@ -281,9 +291,21 @@ def check_finite(model: str, held_out: HeldOutSet, scores: DocumentScores) -> No
     bad = np.flatnonzero(~np.isfinite(scores.nll))
     if len(bad):
         raise UserError(
-            f"evaluate.{model}: its loss on document {held_out.texts[bad[0]].id} of source '{held_out.source}' is no "
+            f"the {model} model: its loss on document {held_out.texts[bad[0]].id} of source '{held_out.source}' is no "
             "number; the weights are damaged or overflow, take another checkpoint"
         )
+
+
+def folder_scorer(config: CptConfig, folder: str) -> Callable[[], Score]:
+    """A function that loads the model in `folder`, onto a GPU where there is one, and gives its scorer."""
+
+    def load() -> Score:
+        from cpt_dist.model.load import load_model
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return packed_scorer(load_model(replace(config.model, path=folder)).to(device).eval(), device)
+
+    return load
 
 
 def evaluate(config: CptConfig, report: Callable[[str], None] = lambda line: None) -> Evaluation:
@@ -301,19 +323,10 @@ def evaluate(config: CptConfig, report: Callable[[str], None] = lambda line: Non
     if not any(held_out.texts for held_out in sets):
         raise UserError([f"source '{held_out.source}': not run, since {held_out.not_run}" for held_out in sets])
 
-    def loader(folder: str) -> Callable[[], Score]:
-        def load() -> Score:
-            from cpt_dist.model.load import load_model
-
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            return packed_scorer(load_model(replace(config.model, path=folder)).to(device).eval(), device)
-
-        return load
-
     results, macro = evaluate_sets(
         sets,
-        (encoders[0], loader(config.evaluate.base)),
-        (encoders[1], loader(config.evaluate.adapted)),
+        (encoders[0], folder_scorer(config, config.evaluate.base)),
+        (encoders[1], folder_scorer(config, config.evaluate.adapted)),
         settings,
         report,
     )

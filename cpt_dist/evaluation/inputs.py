@@ -12,19 +12,39 @@ from cpt_dist.config import CptConfig
 from cpt_dist.data.remote import is_url
 from cpt_dist.errors import UserError
 from cpt_dist.model.folder import check_model_folder, max_positions
+from cpt_dist.run_directory import RunDirectory
 
 
 def check_inputs(config: CptConfig) -> None:
     """Raise UserError unless both models of `config.evaluate`, sources and their shards are there."""
+    _check(
+        config,
+        ("base", config.evaluate.base, "set evaluate.base to the folder of the model before adaptation"),
+        ("adapted", config.evaluate.adapted, "run launch/consolidate.py, or set evaluate.adapted"),
+    )
+
+
+def check_trajectory_inputs(config: CptConfig) -> None:
+    """Raise UserError unless the run's base model, its checkpoints, sources and their shards are there."""
+    problems = []
+    try:
+        _check(config, ("base", config.model.path, "set model.path to the base model of the run"))
+    except UserError as error:
+        problems += error.problems
+    folder = RunDirectory(config.run_dir).checkpoints
+    if config.run_dir and not folder.is_dir():
+        problems.append(f"run_dir: there is no folder '{folder}'; train first, or name another run")
+    if problems:
+        raise UserError(problems)
+
+
+def _check(config: CptConfig, *models: tuple[str, str, str]) -> None:
     given = {"data.shards": config.data.shards, "model.path": config.model.path, "run_dir": config.run_dir}
     missing = [f"{key} is missing; give it: {key}=…" for key, value in given.items() if not value]
     if missing:
         raise UserError(missing)
     problems = []
-    for key, folder, fix in (
-        ("base", config.evaluate.base, "set evaluate.base to the folder of the model before adaptation"),
-        ("adapted", config.evaluate.adapted, "run launch/consolidate.py, or set evaluate.adapted"),
-    ):
+    for key, folder, fix in models:
         if not Path(folder).is_dir():
             problems.append(f"evaluate.{key}: there is no folder '{folder}'; {fix}")
             continue
@@ -42,5 +62,24 @@ def check_inputs(config: CptConfig) -> None:
         problems.append("data.sources: empty, so there is nothing to evaluate; name the sources that were prepared")
     elif not is_url(config.data.shards) and not Path(config.data.shards).is_dir():
         problems.append(f"data.shards: there is no folder '{config.data.shards}'; run launch/prepare.py")
+    if problems:
+        raise UserError(problems)
+
+
+def check_verdict_inputs(config: CptConfig) -> None:
+    """Raise UserError, with all problems, before anything heavy is loaded."""
+    problems = []
+    try:
+        check_inputs(config)
+    except UserError as error:
+        problems += error.problems
+    control = config.verdict.control
+    if control is not None:
+        try:
+            check_model_folder(control)
+        except UserError as error:
+            problems += [problem.replace("model.path", "verdict.control", 1) for problem in error.problems]
+    for name in sorted(set(config.verdict.margins) - set(config.data.sources)):
+        problems.append(f"verdict.margins: there is no source '{name}'; those are {', '.join(config.data.sources)}")
     if problems:
         raise UserError(problems)

@@ -185,3 +185,34 @@ def trade_off(gain: dict[str, Any], forgetting: dict[str, Any]) -> str:
         axes.margins(0.25)
         axes.set(xlabel="general text forgotten (bits per byte)", ylabel="domain gained (bits per byte)")
         return _svg(figure, "gained-against-forgotten")
+
+
+def pareto(points: Sequence[dict[str, Any]]) -> str:
+    """Gain against forgetting of several models; up and left is better, and the base lies where the lines cross."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(5.2, 3.4)
+        axes.axhline(0, color=_INK, alpha=0.4, linewidth=1)
+        axes.axvline(0, color=_INK, alpha=0.4, linewidth=1)
+        for index, point in enumerate(points):
+            x, y = point["forgetting"], point["gain"]
+            axes.errorbar(
+                x["value"],
+                y["value"],
+                xerr=_reach(x),
+                yerr=_reach(y),
+                marker="o",
+                linestyle="none",
+                color=_COLOURS[index % len(_COLOURS)],
+                elinewidth=1,
+            )
+            axes.annotate(
+                point["name"], (x["value"], y["value"]), xytext=(5, 5), textcoords="offset points", fontsize=9
+            )
+        axes.set(xlabel="forgotten on replay sources (bits per byte)", ylabel="gained on domain sources")
+        return _svg(figure, "gain-against-forgetting")
+
+
+def _reach(estimate: dict[str, Any]) -> list[list[float]] | None:
+    if estimate["low"] is None:
+        return None
+    return [[estimate["value"] - estimate["low"]], [estimate["high"] - estimate["value"]]]

@@ -164,7 +164,7 @@ def test_the_manifest_tells_what_the_bounds_of_documents_tell(config):
     found = lengths(source)
     recorded = [sum(column) for column in zip(*(e[TOKENS_BY_LENGTH] for e in source.manifest["shards"]), strict=False)]
     assert recorded == tokens_by_length(found)[: len(recorded)]
-    for length in (1, 16, 64, 100, int(found.max()), int(found.max()) + 1, 1 << 20):
+    for length in (1, 16, 64, 100, 1 << 20):
         assert share_below(source, length) == found[found < length].sum() / found.sum()
 
 

@@ -141,5 +141,5 @@ def test_a_loss_that_is_no_number_stops_the_evaluation(folder, sets):
         return plain_scorer(tiny_model())(input_ids, labels, position_ids, cu_seqlens) * math.nan
 
     encoder = DocumentEncoder(folder)
-    with pytest.raises(UserError, match=r"evaluate\.adapted: its loss on document 0 of source 'law' is no number"):
+    with pytest.raises(UserError, match=r"the adapted model: its loss on document 0 of source 'law' is no number"):
         evaluate_sets(sets, (encoder, lambda: plain_scorer(tiny_model())), (encoder, lambda: broken), SETTINGS)

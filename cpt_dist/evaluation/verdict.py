@@ -1,0 +1,153 @@
+"""Whether continued pretraining was worth it: claims about held-out text, declared in the configuration.
+
+Every domain source is a goal, every replay source has to be kept, and where there is a control arm the adapted model
+has to beat that one on the domain, too. The models between base and adapted are scored beside them for the picture of
+gain against forgetting; they decide nothing. How claims are tested is in `claims.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from cpt_dist.config import CptConfig
+from cpt_dist.data.remote import shards_folder
+from cpt_dist.errors import UserError
+from cpt_dist.evaluation.bits_per_byte import DocumentScores, Score
+from cpt_dist.evaluation.claims import CONTROL, GOAL, RETENTION, Claim, Verdict, answers, decide
+from cpt_dist.evaluation.documents import DocumentEncoder
+from cpt_dist.evaluation.evaluate import (
+    HeldOutSet,
+    Settings,
+    compare,
+    folder_scorer,
+    macro_averages,
+    read_held_out_sets,
+    score_sets,
+)
+from cpt_dist.evaluation.inputs import check_verdict_inputs
+from cpt_dist.evaluation.scorers import packed_scorer
+from cpt_dist.evaluation.statistics import Estimate
+from cpt_dist.verdict_config import VerdictConfig
+
+UNIT = "bits per byte"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model in the picture of gain against forgetting, both against the base; None where nothing was measured."""
+
+    name: str
+    gain: Estimate | None
+    forgetting: Estimate | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on an adapted model and what it rests on."""
+
+    models: dict[str, str]
+    """base, adapted and perhaps control -> folder."""
+    same_tokenizer: bool
+    settings: Settings
+    verdict: Verdict
+    points: list[Point]
+
+
+def judge(config: CptConfig, report: Callable[[str], None] = lambda line: None) -> Judgement:
+    """Score base, adapted and control model on all held-out text, and decide. `report` hears what is being done.
+
+    Raises UserError for missing or damaged inputs, and where weights can't be averaged.
+    """
+    check_verdict_inputs(config)
+    settings = Settings.of(config)
+    folders = {"base": config.evaluate.base, "adapted": config.evaluate.adapted}
+    if config.verdict.control is not None:
+        folders["control"] = config.verdict.control
+    encoders = {name: DocumentEncoder(folder, config.data.separator) for name, folder in folders.items()}
+    roles = {name: source.role for name, source in config.data.sources.items()}
+    sets = read_held_out_sets(shards_folder(config.data), roles, encoders["base"], settings.max_tokens)
+    scores = {
+        name: score_sets(name, encoders[name], folder_scorer(config, folder), sets, settings, report)
+        for name, folder in folders.items()
+    }
+    same = len({encoder.fingerprint for encoder in encoders.values()}) == 1
+    if config.verdict.averages and not same:
+        raise UserError("verdict.averages: base and adapted model have different tokenizers; leave it empty")
+    for share in config.verdict.averages:
+        load = _averaged(config, share)
+        scores[f"average {share:g}"] = score_sets(f"average {share:g}", encoders["base"], load, sets, settings, report)
+    claims = claims_of(sets, scores, config.verdict)
+    verdict = decide(answers(claims, settings.confidence, settings.num_resamples, settings.seed))
+    points = [point(name, sets, scores["base"], found, settings) for name, found in scores.items()]
+    return Judgement(folders, same, settings, verdict, points)
+
+
+def claims_of(
+    sets: Sequence[HeldOutSet], scores: Mapping[str, Mapping[str, DocumentScores]], declared: VerdictConfig
+) -> list[Claim]:
+    """The claims about `sets`, from `scores` (model -> source -> scores) of base, adapted and perhaps control."""
+    found = []
+    for held_out in sets:
+        margin = declared.margins.get(held_out.source)
+        if held_out.role == "domain":
+            threshold = declared.least_gain if margin is None else margin
+            found.append(_claim(held_out, GOAL, threshold, scores["base"], scores["adapted"]))
+            if "control" in scores:
+                found.append(_claim(held_out, CONTROL, 0.0, scores["control"], scores["adapted"]))
+        else:
+            threshold = -(declared.most_loss if margin is None else margin)
+            found.append(_claim(held_out, RETENTION, threshold, scores["base"], scores["adapted"]))
+    return found
+
+
+def _claim(
+    held_out: HeldOutSet,
+    kind: str,
+    threshold: float,
+    other: Mapping[str, DocumentScores],
+    adapted: Mapping[str, DocumentScores],
+) -> Claim:
+    if not held_out.texts:
+        return Claim(held_out.source, kind, threshold, UNIT, not_run=held_out.not_run)
+    before, after = other[held_out.source], adapted[held_out.source]
+    return Claim(held_out.source, kind, threshold, UNIT, (before.nll - after.nll) / math.log(2), before.num_bytes)
+
+
+def point(
+    name: str,
+    sets: Sequence[HeldOutSet],
+    base: Mapping[str, DocumentScores],
+    scores: Mapping[str, DocumentScores],
+    settings: Settings,
+) -> Point:
+    """Where the model with these `scores` lies: mean gain over domain sources, mean forgetting over replay sources."""
+    pairs = {
+        one.source: compare(one, base[one.source], scores[one.source], settings) for one in sets if one.source in scores
+    }
+    replicates = {source: found for source, (_, found) in pairs.items()}
+    macro = {a.role: a for a in macro_averages([r for r, _ in pairs.values()], replicates, settings.confidence)}
+    gain = macro["domain"].difference.negated() if "domain" in macro else None
+    return Point(name, gain, macro["replay"].difference if "replay" in macro else None)
+
+
+def _averaged(config: CptConfig, share: float) -> Callable[[], Score]:
+    def load() -> Score:
+        import torch
+
+        from cpt_dist.model.load import load_model
+        from cpt_dist.retention.weight_average import average_into
+
+        models = [
+            load_model(replace(config.model, path=folder)) for folder in (config.evaluate.base, config.evaluate.adapted)
+        ]
+        average_into(*models, share)
+        model = models[0]
+        del models
+        gc.collect()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return packed_scorer(model.to(device).eval(), device)
+
+    return load

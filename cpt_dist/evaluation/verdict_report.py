@@ -1,0 +1,134 @@
+"""verdict.json, verdict.md and verdict.html: one record, and two templates over it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cpt_dist.evaluation import plots
+from cpt_dist.evaluation.claims import CONTROL, DID_NOT_HELP, GOAL, HELPED, NOT_RUN, RETENTION, Answer
+from cpt_dist.evaluation.report import template_environment
+from cpt_dist.evaluation.run_log import RunLog
+from cpt_dist.evaluation.verdict import Judgement
+from cpt_dist.files import atomic_write, write_json
+
+FORMAT = "cpt_dist.verdict/1"
+_KINDS = {GOAL: "gains more than", RETENTION: "loses less than", CONTROL: "beats the control arm by"}
+_STYLES = {"shown": "green", "refuted": "red", "undecided": "yellow", NOT_RUN: "yellow"}
+
+
+def build_record(judgement: Judgement, log: RunLog | None = None) -> dict[str, Any]:
+    """The content of verdict.json."""
+    return {
+        "format": FORMAT,
+        "verdict": judgement.verdict.word,
+        "sentence": _sentence(judgement),
+        "reasons": judgement.verdict.reasons,
+        "notes": _notes(judgement),
+        "models": judgement.models,
+        "same_tokenizer": judgement.same_tokenizer,
+        "settings": asdict(judgement.settings),
+        "claims": [_claim_record(answer) for answer in judgement.verdict.answers],
+        "points": [asdict(one) for one in judgement.points if one.gain and one.forgetting],
+        "cost": _cost(log),
+    }
+
+
+def _claim_record(answer: Answer) -> dict[str, Any]:
+    claim = answer.claim
+    bound = -claim.threshold if claim.kind == RETENTION else claim.threshold
+    return {
+        "claim": f"{claim.name} {_KINDS[claim.kind]} {bound:g} {claim.unit}",
+        "name": claim.name,
+        "kind": claim.kind,
+        "threshold": claim.threshold,
+        "unit": claim.unit,
+        "status": answer.status,
+        "not_run": claim.not_run,
+        "gain": asdict(answer.gain) if answer.gain else None,
+        "p_above": answer.p_above,
+        "p_below": answer.p_below,
+        "items": answer.items,
+        "detectable": answer.detectable,
+        "items_needed": answer.items_needed,
+    }
+
+
+def _sentence(judgement: Judgement) -> str:
+    found = judgement.verdict.answers
+    shown = sum(answer.status == "shown" for answer in found)
+    if judgement.verdict.word == HELPED:
+        return f"Continued pretraining helped: all {len(found)} claims are shown."
+    refuted = [answer.claim.name for answer in found if answer.status == "refuted"]
+    if judgement.verdict.word == DID_NOT_HELP:
+        return (
+            f"Continued pretraining did not help: {', '.join(refuted)} refuted; {shown} of {len(found)} claims shown."
+        )
+    return f"Undecided: {shown} of {len(found)} claims are shown, none is refuted."
+
+
+def _notes(judgement: Judgement) -> list[str]:
+    lines = []
+    if "control" not in judgement.models:
+        lines.append(
+            "There is no control arm: the decay of the learning rate alone may have moved these numbers. Train one on "
+            "replay for as many tokens and give it as control=FOLDER."
+        )
+    if not judgement.same_tokenizer:
+        lines.append("The models have different tokenizers: bits per byte can be compared, token losses can't.")
+    if judgement.models["base"] == judgement.models["adapted"]:
+        lines.append("Base and adapted model are the same folder.")
+    return lines
+
+
+def _cost(log: RunLog | None) -> dict[str, Any] | None:
+    if log is None:
+        return None
+    facts = log.facts()
+    speed = facts["tokens_per_second"]
+    hours = facts["tokens"] / speed / 3600 if speed and facts["tokens"] else None
+    return {"tokens": facts["tokens"], "steps": facts["steps"], "hours": hours}
+
+
+def write_verdict(judgement: Judgement, folder: str | Path, log: RunLog | None = None) -> dict[str, Any]:
+    """Write the three files into `folder` (made if needed), each whole; return the record."""
+    record = build_record(judgement, log)
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    write_json(target / "verdict.json", record)
+    figures = [("Gained and forgotten", Markup(plots.pareto(record["points"])))] if record["points"] else []
+    for name, escaped in (("verdict.md", False), ("verdict.html", True)):
+        template = template_environment(escaped).get_template(f"{name}.j2")
+        with atomic_write(target / name, "w") as handle:
+            handle.write(template.render(record, figures=figures))
+    return record
+
+
+def print_verdict(record: dict[str, Any], console: Console) -> None:
+    """The verdict, its claims and reasons on a terminal."""
+    table = Table(title=f"Verdict: {record['verdict']}")
+    for column in ("claim", "answer"):
+        table.add_column(column)
+    for column in ("gain", "interval", "items", "n needed"):
+        table.add_column(column, justify="right")
+    for claim in record["claims"]:
+        gain = claim["gain"]
+        interval = f"{gain['low']:+.4f} to {gain['high']:+.4f}" if gain and gain["low"] is not None else "none"
+        table.add_row(
+            Text(claim["claim"]),
+            Text(claim["status"], style=_STYLES[claim["status"]]),
+            f"{gain['value']:+.4f}" if gain else "",
+            interval if gain else "",
+            f"{claim['items']:,}" if gain else "",
+            f"{claim['items_needed']:,}" if claim["items_needed"] else "",
+        )
+    console.print(table)
+    console.print(Text(record["sentence"]))
+    for line in (*record["reasons"], *record["notes"]):
+        console.print(Text(f"- {line}"))
