@@ -140,12 +140,10 @@ def _averaged(config: CptConfig, share: float) -> Callable[[], Score]:
         from cpt_dist.model.load import load_model
         from cpt_dist.retention.weight_average import average_into
 
-        models = [
-            load_model(replace(config.model, path=folder)) for folder in (config.evaluate.base, config.evaluate.adapted)
-        ]
-        average_into(*models, share)
-        model = models[0]
-        del models
+        model = load_model(replace(config.model, path=config.evaluate.base))
+        adapted = load_model(replace(config.model, path=config.evaluate.adapted))
+        average_into(model, adapted, share)
+        del adapted
         gc.collect()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return packed_scorer(model.to(device).eval(), device)
