@@ -137,6 +137,8 @@ def user_mistakes() -> Iterator[None]:
 
 def _lengthened(word: str, short: Mapping[str, str]) -> str:
     key, equals, value = word.partition("=")
+    if value in _groups().get(key, ()):  # model=smollm2 chooses configs/model/smollm2.yaml, model=FOLDER is a folder
+        return word
     return f"{short[key]}={value}" if equals and key in short else word
 
 

@@ -29,6 +29,7 @@ from cpt_dist.replay_config import ReplayConfig
 from cpt_dist.rope_config import RopeConfig
 from cpt_dist.schedule_config import ScheduleConfig
 from cpt_dist.strata_config import StrataConfig
+from cpt_dist.suites_config import SuitesConfig
 from cpt_dist.verdict_config import VerdictConfig
 
 INVALID_UTF8 = ("drop", "replace")
@@ -363,9 +364,9 @@ class ImportCheckpointConfig:
 @dataclass
 class EvaluateConfig:
     what: str = "held_out"
-    """What launch/evaluate.py measures: held_out (bits per byte of every source), checkpoints (the same of a run's
-    checkpoints) or long_context. There also as plain what=…, like base=FOLDER, adapted=FOLDER, out=FOLDER and
-    checkpoints=bisect."""
+    """What launch/evaluate.py measures: held_out (bits per byte of every source, and `suites` where it names any),
+    checkpoints (the same of a run's checkpoints), suites alone, or long_context. There also as plain what=…, like
+    base=FOLDER, adapted=FOLDER (or model=FOLDER), out=FOLDER, suites=[…] and checkpoints=bisect."""
     checkpoints: str = "all"
     """what=checkpoints: all of them, or bisect: those that finding the first regressed one needs (docs/verdict.md)."""
     base: str = "${model.path}"
@@ -424,6 +425,7 @@ class CptConfig:
     import_checkpoint: ImportCheckpointConfig = field(default_factory=ImportCheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
+    suites: SuitesConfig = field(default_factory=SuitesConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)

@@ -30,6 +30,7 @@ from cpt_dist.replay_config import replay_problems
 from cpt_dist.schedule_config import schedule_problems
 from cpt_dist.stage_validation import one_of, plan_problems
 from cpt_dist.strata_config import LABEL, LENGTH, strata_problems
+from cpt_dist.suites_config import suites_problems
 from cpt_dist.verdict_config import verdict_problems
 
 ENGINES = ("zero", "fsdp")
@@ -38,7 +39,7 @@ ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn")
 ROLES = ("domain", "replay")
 CAP_POLICIES = ("error", "spill", "renormalise")
 PLANS = ("all", "data", "schedule", "rope")
-EVALUATIONS = ("held_out", "checkpoints", "long_context")
+EVALUATIONS = ("held_out", "checkpoints", "suites", "long_context")
 CHECKPOINTS = (ALL, BISECT)
 LEAST_SPIKE_THRESHOLD = 4.0
 CHECKPOINT_COMMANDS = ("list", "verify", "prune", "show", "name", "unname")
@@ -220,6 +221,7 @@ def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]
     _check_counts(problems, config)
     evaluations = config.evaluation.during_training and config.evaluation.every_steps > 0
     problems.extend(replay_problems(config.replay, evaluations))
+    problems.extend(suites_problems(config.suites))
     for what, value in {
         "data.shard_tokens": config.data.shard_tokens,
         "data.cache_bytes": config.data.cache_bytes,

@@ -79,6 +79,7 @@ def page() -> str:
         ("consolidate", config.ConsolidateConfig),
         ("import_checkpoint", config.ImportCheckpointConfig),
         ("evaluate", config.EvaluateConfig),
+        ("suites", config.SuitesConfig),
         ("plan", config.PlanConfig),
         ("diagnose", config.DiagnoseConfig),
         ("doctor", config.DoctorConfig),

@@ -1,4 +1,4 @@
-"""Compare base and adapted model: python launch/evaluate.py run_dir=runs/demo [what=checkpoints|long_context]"""
+"""Compare base and adapted model: python launch/evaluate.py run_dir=runs/demo [what=checkpoints|long_context|suites]"""
 
 from pathlib import Path
 
@@ -9,9 +9,11 @@ WORDS = {
     "what": "evaluate.what",
     "base": "evaluate.base",
     "adapted": "evaluate.adapted",
+    "model": "evaluate.adapted",
     "out": "evaluate.out",
     "checkpoints": "evaluate.checkpoints",
     "documents": "evaluation.long_context.documents",
+    "suites": "suites.run",
 }
 
 
@@ -22,7 +24,22 @@ def main(config: CptConfig) -> None:
     elif config.evaluate.what == "checkpoints":
         _checkpoints(config)
     else:
+        _held_out_and_suites(config)
+
+
+def _held_out_and_suites(config: CptConfig) -> None:
+    from cpt_dist.evaluation.suites.inputs import check_suite_inputs, scores_held_out
+    from cpt_dist.suites_config import asks_anything
+
+    if config.evaluate.what == "suites" or asks_anything(config.suites):
+        check_suite_inputs(config)  # a mistake in the suites is known before held-out text is scored
+        from cpt_dist.evaluation.suites.run import read_questions
+
+        read_questions(config)
+    if scores_held_out(config):
         _held_out(config)
+    if asks_anything(config.suites):
+        _suites(config)
 
 
 def _held_out(config: CptConfig) -> None:
@@ -56,6 +73,18 @@ def _checkpoints(config: CptConfig) -> None:
         found = follow(config, status.update)
     print_trajectory(write_trajectory(found, config.evaluate.out), console)
     console.print(f"report: {Path(config.evaluate.out) / 'trajectory.html'} (and .md, .json)", soft_wrap=True)
+
+
+def _suites(config: CptConfig) -> None:
+    from cpt_dist.console import output_console
+    from cpt_dist.evaluation.suites.report import print_suites, write_suites_report
+    from cpt_dist.evaluation.suites.run import evaluate_suites
+
+    console = output_console()
+    with console.status("asking") as status:
+        evaluation = evaluate_suites(config, status.update)
+    print_suites(write_suites_report(evaluation, config.evaluate.out), console)
+    console.print(f"report: {Path(config.evaluate.out) / 'suites.html'} (and .md, .json)", soft_wrap=True)
 
 
 def _long_context(config: CptConfig) -> None:

@@ -73,6 +73,15 @@ class Engine(ABC):
         """The logits [tokens, vocab] in fp32 of one document [tokens], the same on every rank."""
 
     @abstractmethod
+    def logits_at(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, at: torch.Tensor
+    ) -> torch.Tensor:
+        """The logits [n, vocab] in fp32, without gradients, of the tokens `at` [n] of inputs as in a `Batch`.
+
+        Every rank must call it equally often, with inputs of its own.
+        """
+
+    @abstractmethod
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Every master weight (`model.<name>`) and Adam moment (`optimizer.exp_avg.<name>`, …) in fp32.
 

@@ -120,6 +120,16 @@ class FsdpEngine(Engine):
         self._reshard()
         return logits
 
+    @torch.no_grad()
+    def logits_at(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, at: torch.Tensor
+    ) -> torch.Tensor:
+        self.model.eval()
+        inputs = self._to_device(input_ids=input_ids, position_ids=position_ids, cu_seqlens=cu_seqlens, at=at)
+        logits = self.model(**inputs, labels=None)
+        self._reshard()
+        return logits
+
     def _reshard(self) -> None:
         # The root keeps its parameters whole for a backward pass; without one, the optimizer's are elsewhere.
         cast(FSDPModule, self.model).reshard()

@@ -170,6 +170,14 @@ class ZeroEngine(Engine):
         self._engine.eval()
         return self._engine(**self._document_inputs(input_ids), labels=None)
 
+    @torch.no_grad()
+    def logits_at(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, at: torch.Tensor
+    ) -> torch.Tensor:
+        self._engine.eval()
+        inputs = self._to_device(input_ids=input_ids, position_ids=position_ids, cu_seqlens=cu_seqlens, at=at)
+        return self._engine(**inputs, labels=None)
+
     def state_tensors(self) -> dict[str, torch.Tensor]:
         return self._state.tensors()
 

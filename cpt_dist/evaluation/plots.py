@@ -216,3 +216,19 @@ def _reach(estimate: dict[str, Any]) -> list[list[float]] | None:
     if estimate["low"] is None:
         return None
     return [[estimate["value"] - estimate["low"]], [estimate["high"] - estimate["value"]]]
+
+
+def suite_gains(suites: Sequence[dict[str, Any]]) -> str:
+    """Gain of each suite with its interval, right of 0 is better; a dash marks the loss that still counts as kept."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(6.2, 0.9 + 0.36 * len(suites))
+        for place, suite in enumerate(suites):
+            gain = suite["gain"]
+            if gain["low"] is not None:
+                axes.plot([gain["low"], gain["high"]], [place, place], color=_COLOURS[0], linewidth=2)
+            axes.plot([gain["value"]], [place], "o", color=_COLOURS[0])
+            axes.plot([-suite["margin"]] * 2, [place - 0.4, place + 0.4], color=_COLOURS[3], linestyle="--")
+        axes.axvline(0, color=_INK, alpha=0.6, linewidth=1)
+        axes.set(xlabel="gain (adapted - base, in the direction that is better)", ylim=(len(suites) - 0.5, -0.5))
+        axes.set_yticks(range(len(suites)), [suite["suite"] for suite in suites])
+        return _svg(figure, "suite-gains")

@@ -1,8 +1,8 @@
-"""Models as the callable that `bits_per_byte` wants.
+"""Models as the callables that `bits_per_byte` and `suites.answers` want.
 
 `packed_scorer` is the way of the programs. `plain_scorer` asks any `AutoModelForCausalLM` one piece at a time, with
 nothing of ours in between: slower, for models that `cpt_dist.model` can't patch, and the reference in tests. An
-engine in training needs no scorer: its `nll` is one but for the batch around it.
+engine in training needs no scorer: its `nll` is one, and its `logits_at` is what `packed_logits` makes of a model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from cpt_dist.evaluation.bits_per_byte import IGNORED, Score
+from cpt_dist.evaluation.suites.answers import Logits
 
 
 def packed_scorer(model: nn.Module, device: torch.device | str = "cpu") -> Score:
@@ -32,6 +33,24 @@ def packed_scorer(model: nn.Module, device: torch.device | str = "cpu") -> Score
         return nll
 
     return score
+
+
+def packed_logits(model: nn.Module, device: torch.device | str = "cpu") -> Logits:
+    """Logits of a `cpt_dist.model.packed.PackedCausalLM`, which must be on `device` and in eval mode."""
+
+    @torch.no_grad()
+    def logits(
+        input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, at: torch.Tensor
+    ) -> torch.Tensor:
+        return model(
+            input_ids=input_ids.to(device),
+            labels=None,
+            position_ids=position_ids.to(device),
+            cu_seqlens=cu_seqlens.to(device),
+            at=at.to(device),
+        )
+
+    return logits
 
 
 def plain_scorer(model: nn.Module, device: torch.device | str = "cpu") -> Score:

@@ -52,6 +52,7 @@ class PackedCausalLM(nn.Module):
         position_ids: Tensor,
         cu_seqlens: Tensor | Documents,
         divisor: float | Tensor = 1.0,
+        at: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The loss of flattened documents.
 
@@ -63,9 +64,10 @@ class PackedCausalLM(nn.Module):
             cu_seqlens: int32 [documents + 1], borders of the documents; or what is made of them, where the tokens are
                 those of one rank among several that share the documents (`cpt_dist/engine/context/`).
             divisor: what the sum of the nll is divided by: the target tokens of the whole optimizer step.
+            at: int64 [n], without labels: the tokens whose logits are wanted; None asks for those of all.
 
-        Returns (loss 0-d, nll [tokens] without gradient), both fp32; without labels the logits [tokens, vocab] in
-        fp32. Raises UserError where a layer of the model mixes tokens past the borders.
+        Returns (loss 0-d, nll [tokens] without gradient), both fp32; without labels the logits [tokens or n, vocab]
+        in fp32. Raises UserError where a layer of the model mixes tokens past the borders.
         """
         documents = cu_seqlens
         if not isinstance(documents, Documents):
@@ -79,7 +81,7 @@ class PackedCausalLM(nn.Module):
         ).last_hidden_state[0]
         self._check_layers(documents)
         if labels is None:
-            return self.head.finish(self.head(hidden))
+            return self.head.finish(self.head(hidden if at is None else hidden[at]))
         return self.head(hidden, labels, divisor)
 
     def logits(self, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
