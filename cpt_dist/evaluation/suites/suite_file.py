@@ -149,7 +149,7 @@ def _field_problems(fields: dict[Any, Any]) -> Iterator[str]:
     kind = fields.get("kind")
     if not is_task:
         if kind is not None and kind not in KINDS:
-            yield f"kind: '{kind}' is unknown; {nearest(str(kind), KINDS)} (one of {', '.join(KINDS)})"
+            yield f"kind: '{kind}' is unknown; {nearest(str(kind), KINDS)}"
         needed = ["kind", "data", "prompt", "answer", *(["choices"] if kind == MULTIPLE_CHOICE else [])]
         for name in needed:
             if name not in fields:

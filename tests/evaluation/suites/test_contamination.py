@@ -15,8 +15,7 @@ from cpt_dist.evaluation.suites.contamination import NgramIndex, search, words_o
 from cpt_dist.evaluation.suites.run import Answers, Questions, compare_answers
 from cpt_dist.evaluation.suites.suite_file import Suite
 from cpt_dist.evaluation.suites.tasks import SuiteScores
-from tests.helpers.corpora import corpus_config, write_jsonl
-from tests.helpers.tokenizer import tiny_tokenizer
+from tests.helpers.corpora import corpus_config
 
 
 def sentence(rng, num_words=20):
@@ -32,9 +31,7 @@ def leaked(tmp_path_factory):
     plain = [sentence(rng, 60) for _ in range(30)]
     shouted = items[5].upper().replace(" ", ", ")
     documents = [*plain[:10], f"{plain[10]} {items[2]} {plain[11]}", *plain[12:20], f"{shouted}!", *plain[20:]]
-    write_jsonl(folder / "raw.jsonl", documents)
-    tiny_tokenizer(folder / "tokenizer")
-    config = corpus_config(folder, {"mine": [folder / "raw.jsonl"]}, held_out_fraction=0.0)
+    config = corpus_config(folder, {"mine": documents}, held_out_fraction=0.0)
     prepare(config)
     return config, items
 
