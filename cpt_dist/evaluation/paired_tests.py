@@ -1,14 +1,14 @@
 """Tests and intervals for two models that answered the same items.
 
-Closed forms for right-or-wrong answers (McNemar, Tango), what corrects for asking often (Holm) and what says how
-many items are enough, all pure functions of counts and arrays. `statistics.py` has the bootstrap and Wilson's
-interval, `sign_flip.py` the test for scores that aren't right or wrong.
+Closed forms for right-or-wrong answers (McNemar, Tango) and what says how many items are enough, all pure functions
+of counts and arrays. `statistics.py` has the bootstrap and Wilson's interval, `sign_flip.py` the test for scores that
+aren't right or wrong, `claims.py` what corrects for asking often.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
@@ -61,20 +61,6 @@ def _root(falling: Callable[[float], float], low: float, high: float) -> float:
         else:
             high = middle
     return (low + high) / 2
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for looking at all of them (Holm 1979, Scandinavian Journal of Statistics 6:65).
-
-    Comparing each with alpha keeps the chance of any false finding at alpha, whatever the dependence.
-    """
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 def minimum_detectable_effect(variance: float, num_items: int, confidence: float, power: float = 0.8) -> float:

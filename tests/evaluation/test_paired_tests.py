@@ -64,12 +64,6 @@ def test_tango_interval_covers_the_truth_as_often_as_it_says(only_first, only_se
     assert covered > 0.93
 
 
-def test_holm_adjusts_as_in_the_textbook():
-    assert tests.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert tests.holm([]) == []
-    assert tests.holm([0.9, 0.8]) == [1.0, 1.0]
-
-
 def test_items_to_show_is_the_inverse_of_the_detectable_effect():
     effect = tests.minimum_detectable_effect(0.25, 400, 0.95)
     assert effect == pytest.approx((1.959964 + 0.841621) * 0.5 / 20, rel=1e-5)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cpt_dist.evaluation import paired_tests, statistics
+from cpt_dist.evaluation.claims import holm
 from cpt_dist.evaluation.sign_flip import p_different
 from cpt_dist.evaluation.statistics import Estimate
 from cpt_dist.evaluation.suites.suite_file import Suite
@@ -202,7 +203,7 @@ def with_outcomes(results: Sequence[SuiteResult], confidence: float) -> list[Sui
     decided = list(results)
     for name in ("comparison", "clean"):
         run = [index for index, result in enumerate(decided) if getattr(result, name) is not None]
-        adjusted = paired_tests.holm([getattr(decided[index], name).p_value for index in run])
+        adjusted = holm([getattr(decided[index], name).p_value for index in run])
         for index, p_adjusted in zip(run, adjusted, strict=True):
             found = getattr(decided[index], name)
             judged = replace(found, p_adjusted=p_adjusted, outcome=outcome_of(found, p_adjusted, confidence))

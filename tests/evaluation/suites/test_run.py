@@ -9,7 +9,7 @@ import pytest
 from cpt_dist.cli import _lengthened
 from cpt_dist.config import CptConfig
 from cpt_dist.errors import UserError
-from cpt_dist.evaluation.inputs import check_suite_inputs, scores_held_out
+from cpt_dist.evaluation.suites.inputs import check_suite_inputs, scores_held_out
 from cpt_dist.evaluation.suites.report import write_suites_report
 from cpt_dist.evaluation.suites.run import evaluate_suites
 from tests.evaluation.suites.small import model_folder, questions, suite_file, write_rows
