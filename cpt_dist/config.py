@@ -296,7 +296,11 @@ class GuardsConfig:
 @dataclass
 class EvaluationConfig:
     every_steps: int = 0
-    """Steps between evaluations of held-out text inside training; 0: at the start and end only."""
+    """Steps between evaluations of held-out text inside training; 0: at the start and end only (schedule=log: every
+    2.5% of the run)."""
+    schedule: str = "steps"
+    """When held-out text is scored inside training: steps (every `every_steps`), or log (after steps 1, 2, 4, 8, … of
+    the first 5% of the run, where the stability gap is, then every `every_steps`)."""
     max_tokens: str = "8k"
     """Held-out tokens of each source scored by an evaluation; documents are taken in the order of their id."""
     seq_len: int = 1024

@@ -48,7 +48,7 @@ def replay_problems(replay: ReplayConfig, evaluations: bool) -> list[str]:
     elif replay.rule != "off" and not evaluations:
         problems.append(
             f"replay.rule: '{replay.rule}' decides on evaluations inside training; "
-            "set evaluation.during_training=true and evaluation.every_steps above 0"
+            "set evaluation.during_training=true and evaluation.every_steps above 0, or evaluation.schedule=log"
         )
     if not 0 < replay.low < replay.high < 1:
         problems.append(f"replay.low {replay.low} and replay.high {replay.high} must rise between 0 and 1")

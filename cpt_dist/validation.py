@@ -24,6 +24,7 @@ from cpt_dist.context_config import context_problems
 from cpt_dist.diagnose_config import diagnose_problems, diagnose_quantities
 from cpt_dist.doctor_config import doctor_problems
 from cpt_dist.errors import UserError, nearest
+from cpt_dist.evaluation_schedule import EVALUATION_SCHEDULES, LOG
 from cpt_dist.long_context_config import long_context_problems
 from cpt_dist.long_data_config import long_data_problems
 from cpt_dist.replay_config import replay_problems
@@ -219,7 +220,9 @@ def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]
     problems.extend(diagnose_problems(config.diagnose))
     problems.extend(doctor_problems(config.doctor))
     _check_counts(problems, config)
-    evaluations = config.evaluation.during_training and config.evaluation.every_steps > 0
+    one_of(problems, "evaluation.schedule", config.evaluation.schedule, EVALUATION_SCHEDULES)
+    on_the_way = config.evaluation.every_steps > 0 or config.evaluation.schedule == LOG
+    evaluations = config.evaluation.during_training and on_the_way
     problems.extend(replay_problems(config.replay, evaluations))
     problems.extend(suites_problems(config.suites))
     for what, value in {

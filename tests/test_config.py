@@ -383,3 +383,11 @@ def test_a_curriculum_with_a_wrong_stratum_is_named(curriculum, named):
     mixture = {"legal": {"share": 1, "strata": {"low": 1, "high": 1}}, "wiki": 1}
     problems = problems_of(with_strata({"edges": [9.0]}, mixture, {"name": "quality_first", "buckets": curriculum}))
     assert any(problem.startswith("stages.0 ('main').curriculum.") and named in problem for problem in problems)
+
+
+def test_an_unknown_evaluation_schedule_is_named_and_log_suffices_for_adaptive_replay():
+    config = good()
+    config.replay.rule, config.evaluation.schedule = "bounded", "log"
+    validate(config)
+    config.evaluation.schedule = "lgo"
+    assert "evaluation.schedule: 'lgo' is unknown; did you mean 'log'? (one of steps, log)" in problems_of(config)

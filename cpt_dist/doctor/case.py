@@ -33,22 +33,46 @@ _LOGS = ("logs/**/*.out", "logs/**/*.err", "logs/*.log", "slurm/*.out", "*.log")
 class StagePlace:
     """A stage in the samples of a run."""
 
-    index: int
+    key: str
+    """Where it is configured, such as stages.0."""
     stage: StageConfig
     start: int
     num_samples: int
     batch_samples: int
 
 
-def stage_places(config: CptConfig) -> list[StagePlace]:
-    """Where each stage lies: tokens are rounded up to whole steps, as the sample order does."""
+def _keys(config: CptConfig) -> dict[str, tuple[str, StageConfig]]:
+    """Name of each stage that is written down -> its key and itself."""
+    found = {stage.name: (f"stages.{index}", stage) for index, stage in enumerate(config.stages)}
+    for other, plan in config.alternatives.items():
+        for index, stage in enumerate(plan.stages):
+            found.setdefault(stage.name, (f"alternatives.{other}.stages.{index}", stage))
+    return found
+
+
+def stage_places(config: CptConfig, order: dict[str, Any] | None = None) -> list[StagePlace]:
+    """Where each stage lies in the samples; up to the first whose length isn't known.
+
+    `order` is the content of order.json, which names the stages of a run that forked and knows lengths in epochs.
+    Tokens are rounded up to whole steps, as the sample order does.
+    """
+    known = {one["name"]: one for one in (order or {}).get("stages", [])}
+    stages = _keys(config)
     places, start = [], 0
-    for index, stage in enumerate(config.stages):
-        batch_tokens = parse_quantity(stage.batch_tokens, "batch_tokens")
-        steps = math.ceil(parse_quantity(stage.tokens or "", "tokens") / batch_tokens)
-        batch = batch_tokens // stage.seq_len
-        places.append(StagePlace(index, stage, start, steps * batch, batch))
-        start += steps * batch
+    for name in known or [stage.name for stage in config.stages]:
+        if name not in stages:
+            break
+        key, stage = stages[name]
+        if stage.tokens is not None:
+            batch_tokens = parse_quantity(stage.batch_tokens, f"{key}.batch_tokens")
+            batch = batch_tokens // stage.seq_len
+            num_samples = math.ceil(parse_quantity(stage.tokens, f"{key}.tokens") / batch_tokens) * batch
+        elif name in known:
+            batch, num_samples = known[name]["batch_samples"], known[name]["num_samples"]
+        else:
+            break
+        places.append(StagePlace(key, stage, start, num_samples, batch))
+        start += num_samples
     return places
 
 
@@ -70,6 +94,10 @@ class Case:
     lost: list[dict[str, Any]] = field(default_factory=list)
     """What ranks said about others that were missing."""
     logs: list[Path] = field(default_factory=list)
+    order: dict[str, Any] | None = None
+    """Content of order.json."""
+    has_forked: bool = False
+    """Its stages are not those of `config`: a gate took another way, or the run began inside another one's."""
     leftovers: list[str] = field(default_factory=list)
     """Folders of saves that were begun and are not whole."""
     now: float = 0.0
@@ -110,16 +138,21 @@ class Case:
         return [name for name, own in self.roles.items() if own == role]
 
     @property
+    def places(self) -> list[StagePlace]:
+        """Where each stage lies."""
+        return stage_places(self.config, self.order)
+
+    @property
     def stage(self) -> StagePlace | None:
         """The stage of the newest step, or the first."""
-        places = stage_places(self.config)
+        places = self.places
         name = self.steps[-1].get("stage") if self.steps else None
         return next((place for place in places if place.stage.name == name), places[0] if places else None)
 
     def schedule_key(self) -> str:
         """Where the learning rate of the newest stage is configured."""
         place = self.stage
-        return f"stages.{place.index}.schedule.peak_lr" if place and place.stage.schedule else "schedule.peak_lr"
+        return f"{place.key}.schedule.peak_lr" if place and place.stage.schedule else "schedule.peak_lr"
 
     def peak_lr(self) -> float | None:
         """The peak learning rate there."""
@@ -208,6 +241,8 @@ def read_case(config: CptConfig, now: float) -> Case:
     for record in records:
         kinds.setdefault(str(record.get("kind")), []).append(record)
     folders = directory.checkpoints.glob(".step-*.tmp") if directory.checkpoints.is_dir() else []
+    order = directory.read_order()
+    names = [stage["name"] for stage in order["stages"]] if order else None
     beats = [_one(path) for path in sorted((directory.path / "health").glob("rank-*.json"))]
     return Case(
         path=directory.path,
@@ -220,6 +255,8 @@ def read_case(config: CptConfig, now: float) -> Case:
         heartbeats=[beat for beat in beats if beat is not None],
         lost=_records(directory.path / "health" / "lost.jsonl"),
         logs=logs,
+        order=order,
+        has_forked=directory.fork.is_file() or (names is not None and names != [one.name for one in config.stages]),
         leftovers=sorted(path.name for path in folders),
         now=now,
     )

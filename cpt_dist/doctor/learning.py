@@ -86,7 +86,7 @@ def _more_replay(case: Case) -> list[Change]:
         }
         now = {name: round(share, 4) for name, share in shares.items()}
         why = f"replay from {present:.0%} to {target:.0%} of tokens"
-        changes.append(Change(f"stages.{place.index}.mixture", now, to, why))
+        changes.append(Change(f"{place.key}.mixture", now, to, why))
     if general and case.config.replay.rule == "off":
         changes.append(Change("replay.rule", "off", "bounded", "the share then follows held-out general text"))
         if not case.config.evaluation.every_steps and case.num_steps:
@@ -133,9 +133,9 @@ def severe_forgetting(case: Case) -> Finding:
 def missing_replay(case: Case) -> Finding:
     """Whether any stage reads general text."""
     name = "missing replay"
-    places = stage_places(case.config)
+    places = case.places
     if not places:
-        return not_enough(name, "the configuration has no stages")
+        return not_enough(name, "no stage is known")
     general = set(case.sources("replay"))
     without = [place for place in places if not any(_shares(case, place).get(one, 0) > 0 for one in general)]
     if not without:
@@ -147,7 +147,7 @@ def missing_replay(case: Case) -> Finding:
         shares = {one: round(0.95 * share, 4) for one, share in _shares(case, place).items() if one not in general}
         added = {one: round(0.05 / len(general), 4) for one in sorted(general)} or {"YOUR_GENERAL_SOURCE": 0.05}
         why = "5% within a language, 25% for another one (Ibrahim et al. 2024, arXiv 2403.08763)"
-        changes.append(Change(f"stages.{place.index}.mixture", now, shares | added, why))
+        changes.append(Change(f"{place.key}.mixture", now, shares | added, why))
     return Finding(name, FOUND, evidence, WARNING, tuple(changes))
 
 
@@ -244,7 +244,7 @@ def plateau(case: Case) -> Finding:
         done = case.steps[-1].get("samples", 0) - place.start
         tokens = math.ceil(1.1 * done * place.stage.seq_len)
         why = "end soon, with the decay of the schedule, and keep the rest of the budget"
-        changes.append(Change(f"stages.{place.index}.tokens", place.stage.tokens, str(tokens), why))
+        changes.append(Change(f"{place.key}.tokens", place.stage.tokens, str(tokens), why))
     advice = ("more different text helps where readings repeat: launch/plan.py what=data shows the epochs",)
     return Finding(name, FOUND, (line,), WARNING, tuple(changes), advice, numbers)
 
@@ -314,6 +314,8 @@ def instability(case: Case) -> Finding:
 def learning_rate_off_plan(case: Case) -> Finding:
     """Each recorded learning rate against the schedule of the start that made the step."""
     name = "learning rate off plan"
+    if case.has_forked:
+        return not_enough(name, "the run has forked, so its stages are not those of one configuration")
     checked, off = 0, []
     curves: dict[int, Any] = {}
     for record in case.steps:
@@ -321,12 +323,12 @@ def learning_rate_off_plan(case: Case) -> Finding:
         if config is None or "samples" not in record or not isinstance(record.get("lr"), (int, float)):
             continue
         if id(config) not in curves:
-            curves[id(config)] = (stage_places(config), run_learning_rate(config))
+            curves[id(config)] = (stage_places(config, case.order), run_learning_rate(config))
         places, curve = curves[id(config)]
         place = next((one for one in places if one.stage.name == record.get("stage")), None)
         if place is None:
             continue
-        planned = curve(place.index, (record["samples"] - place.start) / place.num_samples)
+        planned = curve(places.index(place), (record["samples"] - place.start) / place.num_samples)
         checked += 1
         if abs(record["lr"] - planned) > RATE_TOLERANCE * max(abs(planned), 1e-12):
             off.append((record["step"], record["lr"], planned))

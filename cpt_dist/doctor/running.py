@@ -12,7 +12,7 @@ from statistics import fmean, median
 from typing import Any
 
 from cpt_dist.data.remote import is_url
-from cpt_dist.doctor.case import Case, stage_places
+from cpt_dist.doctor.case import Case
 from cpt_dist.doctor.findings import (
     FOUND,
     SEVERE,
@@ -220,7 +220,7 @@ def mixture_off_plan(case: Case) -> Finding:
     planned, realised = last.get("planned_tokens") or {}, last.get("realised_tokens") or {}
     if not sum(planned.values()) or not sum(realised.values()):
         return not_enough(name, "the metrics have no planned and realised tokens")
-    row = max(place.stage.seq_len for place in stage_places(case.config)) if case.config.stages else 0
+    row = max((place.stage.seq_len for place in case.places), default=0)
     off = {}
     for source in planned:
         wanted = planned[source] / sum(planned.values())
@@ -241,7 +241,7 @@ def mixture_off_plan(case: Case) -> Finding:
     elif case.stage and case.stage.stage.packing != "best_fit":
         place = case.stage
         why = "rows that aren't full make a source's share of tokens smaller than its share of rows"
-        changes.append(Change(f"stages.{place.index}.packing", place.stage.packing, "best_fit", why))
+        changes.append(Change(f"{place.key}.packing", place.stage.packing, "best_fit", why))
     advice = (
         "launch/plan.py what=data shows how full each source's rows are; an account in a checkpoint record says which "
         "count differs (docs/ledger.md)",

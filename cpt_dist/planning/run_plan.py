@@ -18,6 +18,7 @@ from cpt_dist.data.run_order import stages_of_run
 from cpt_dist.data.stage_plan import SourceRows, StagePlan
 from cpt_dist.data.views import views_of
 from cpt_dist.errors import UserError
+from cpt_dist.evaluation_schedule import is_due
 from cpt_dist.model.folder import read_model_config
 from cpt_dist.nested_mixture import names_strata, outer_mixture
 from cpt_dist.planning.data_plan import NUM_RATES, open_manifests, plan_data, timeline
@@ -55,7 +56,7 @@ def plan_run(config: CptConfig) -> dict[str, Any]:
             **_stage(config, config.stages[index], plan, ends[index] - plan.num_steps),
             "rope": ropes[index] if ropes is not None else None,
             "checkpoints": _checkpoints(config, ends[index] - plan.num_steps, ends[index], last_step),
-            "evaluations": _evaluations(config, ends[index] - plan.num_steps, ends[index], last_step),
+            "evaluations": _evaluations(config, ends[index] - plan.num_steps, ends[index], last_step, ends[-1]),
             "later_job": ends[index] > last_step,
         }
         for index, plan in enumerate(plans)
@@ -150,11 +151,14 @@ def _marks(every: int, before: int, end: int, last: int) -> list[int]:
     return sorted(step for step in steps | ({last} if before < last <= end else set()) if step <= last)
 
 
-def _evaluations(config: CptConfig, before: int, end: int, last: int) -> list[int]:
+def _evaluations(config: CptConfig, before: int, end: int, last: int, num_steps: int) -> list[int]:
     """Steps after which held-out text is scored inside the job; 0: before the first step."""
     if not config.evaluation.during_training:
         return []
-    return [0] * (before == 0) + _marks(config.evaluation.every_steps, before, end, last)
+    own = config.evaluation
+    steps = [step for step in range(before + 1, end + 1) if step <= last]
+    due = [step for step in steps if step == last or is_due(own.schedule, own.every_steps, step, num_steps)]
+    return [0] * (before == 0) + due
 
 
 def _stage(config: CptConfig, stage: StageConfig, plan: StagePlan, before: int) -> dict[str, Any]:

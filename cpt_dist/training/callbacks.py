@@ -10,10 +10,13 @@ import time
 
 from cpt_dist.checkpoint.probe import Probe
 from cpt_dist.data.gate_decision import forks
+from cpt_dist.data.view_names import source_of
+from cpt_dist.evaluation_schedule import is_due
 from cpt_dist.training.accounting import checked_accounts
 from cpt_dist.training.adaptive_replay import AdaptiveReplay
 from cpt_dist.training.callback import Callback
 from cpt_dist.training.held_out import HeldOut
+from cpt_dist.training.held_out_curves import HeldOutCurves, held_out_line
 from cpt_dist.training.metrics import MetricsWriter, WandbMirror
 from cpt_dist.training.progress import ProgressDisplay
 from cpt_dist.training.run import Run, StepResult
@@ -25,23 +28,26 @@ class HeldOutEvaluation(Callback):
 
     def on_start(self, run: Run) -> None:
         self._held_out = HeldOut(run)
+        self._curves = HeldOutCurves(run.directory.metrics) if run.world.is_first else None
         self._adaptive_replay = AdaptiveReplay(run) if run.config.replay.rule != "off" else None
         if run.position == run.origin:
             self._evaluate(run)
 
     def after_step(self, run: Run, result: StepResult) -> None:
-        every = run.config.evaluation.every_steps
-        if run.finished or (every > 0 and result.step % every == 0):
+        evaluation = run.config.evaluation
+        if run.finished or is_due(evaluation.schedule, evaluation.every_steps, result.step, run.num_steps):
             self._evaluate(run)
 
     def _evaluate(self, run: Run) -> None:
         run.activity.enter("evaluation")
         scores = self._held_out.scores(run)
         run.bits_per_byte = (run.step, {name: one.summary()["bits_per_byte"] for name, one in scores.items()})
-        if run.world.is_first:
-            sources = {name: one.summary() for name, one in scores.items()}
-            record = {"kind": "evaluation", "step": run.step, "time": time.time(), "sources": sources}
+        if self._curves is not None:
+            record = self._curves.record(run.step, {name: one.summary() for name, one in scores.items()})
             run.directory.append_metrics(record)
+            run.last_evaluation = record
+            roles = {source_of(source.name): source.role for source in run.sources}
+            print(f"step {run.step}/{run.num_steps} {held_out_line(record, roles)}", flush=True)
         if self._adaptive_replay is not None:
             self._adaptive_replay.observe(run, scores)
 

@@ -120,6 +120,7 @@ class WandbMirror(Callback):
             ) from error
         from omegaconf import OmegaConf
 
+        self._sent: dict[str, Any] = {}
         has_key = bool(os.environ.get("WANDB_API_KEY"))
         self._wandb = wandb.init(
             project=run.config.logging.wandb_project,
@@ -130,8 +131,17 @@ class WandbMirror(Callback):
         )
 
     def after_step(self, run: Run, result: StepResult) -> None:
+        self._send_evaluation(run)
         if run.last_record.get("step") == result.step:
             self._wandb.log(run.last_record, step=result.step)
 
     def on_end(self, run: Run) -> None:
+        self._send_evaluation(run)
         self._wandb.finish()
+
+    def _send_evaluation(self, run: Run) -> None:
+        """The newest evaluation, made after this callback's turn in its step, under that step."""
+        if run.last_evaluation and run.last_evaluation is not self._sent:
+            self._sent = run.last_evaluation
+            values = {key: run.last_evaluation[key] for key in ("sources", "changes") if key in run.last_evaluation}
+            self._wandb.log({"held_out": values}, step=run.last_evaluation["step"])

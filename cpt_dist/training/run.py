@@ -193,6 +193,8 @@ class Run:
     """Of this job's checkpoints."""
     last_record: dict[str, Any] = field(default_factory=dict)
     """The newest line of metrics.jsonl of kind step (rank 0)."""
+    last_evaluation: dict[str, Any] = field(default_factory=dict)
+    """The newest line of kind evaluation of this job (rank 0)."""
 
     edges: Any = None
     """The `StageEdges` of the job."""

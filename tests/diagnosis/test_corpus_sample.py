@@ -103,3 +103,12 @@ def test_tokens_per_byte_have_an_interval_around_them(tmp_path, encoder):
     per_byte = counted(sample_of(tmp_path, texts_of(200)), encoder).per_byte
     assert per_byte.low < per_byte.value < per_byte.high
     assert np.isclose(per_byte.value, 1 / 5, atol=0.01)  # words of four letters and a blank
+
+
+def test_no_document_is_kept_before_one_with_a_smaller_hash(tmp_path):
+    rng = random.Random(4)
+    texts = [" ".join(rng.choices(WORDS, k=rng.choice([2, 5, 400]))) for _ in range(400)]
+    everything = [one.id for one in sample_of(tmp_path, texts).documents]
+    for size in (3_000, 5_000, 9_000):
+        kept = [one.id for one in sample_of(tmp_path, texts, size).documents]
+        assert kept == everything[: len(kept)]

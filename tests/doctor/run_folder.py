@@ -38,10 +38,8 @@ def step_records(config, values, **changes):
     records = []
     for step, value in enumerate(values, start=1):
         samples = step * BATCH // SEQ_LEN
-        done = 0
-        for place in stage_places(config):
-            if place.start < samples <= place.start + place.num_samples:
-                done = place
+        places = stage_places(config)
+        index, done = next((i, p) for i, p in enumerate(places) if samples <= p.start + p.num_samples)
         record = {
             "kind": "step",
             "step": step,
@@ -49,7 +47,7 @@ def step_records(config, values, **changes):
             "samples": samples,
             "loss": value,
             "loss_by_source": {"law": value, "wiki": 2.5},
-            "lr": curve(done.index, (samples - done.start) / done.num_samples),
+            "lr": curve(index, (samples - done.start) / done.num_samples),
             "grad_norm": 1.0,
             "tokens": step * BATCH,
             "seconds": 2.0,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cpt_dist.config import ScheduleConfig, SourceConfig
+from cpt_dist.config import AlternativeConfig, ScheduleConfig, SourceConfig
 from cpt_dist.doctor.learning import (
     CHECKS,
     instability,
@@ -216,3 +216,24 @@ def test_several_general_sources_share_the_replay(run, tmp_path):
     config.stages[0].mixture = {"law": 0.96, "wiki": 0.03, "web": 0.01}
     found = severe_forgetting(run(config=config, evaluations=[evaluation(0, 1, 1.0), evaluation(150, 1, 1.1)]))
     assert changes(found)["stages.0.mixture"][1] == {"law": 0.95, "wiki": 0.0375, "web": 0.0125}
+
+
+def test_a_stage_in_epochs_has_the_length_that_the_order_knows(run, tmp_path):
+    config = configured(tmp_path / "run")
+    config.stages[0].tokens, config.stages[0].epochs = None, 2.0
+    order = {"stages": [{"name": "main", "num_samples": 800, "batch_samples": 4}]}
+    case = run(0, config=config, evaluations=[], prepare=lambda f: (f / "order.json").write_text(json.dumps(order)))
+    assert [(place.key, place.num_samples) for place in case.places] == [("stages.0", 800)]
+    case.order = None
+    assert case.places == []
+    assert missing_replay(case).status == "not enough data"
+
+
+def test_a_run_that_has_forked_is_examined_by_the_stages_that_it_went_through(run, tmp_path):
+    config = configured(tmp_path / "run")
+    other = type(config.stages[0])(**vars(config.stages[0]) | {"name": "other"})
+    config.alternatives = {"short": AlternativeConfig(stages=[other])}
+    order = {"stages": [{"name": "other", "num_samples": 800, "batch_samples": 4}]}
+    case = run(config=config, prepare=lambda f: (f / "order.json").write_text(json.dumps(order)))
+    assert [place.key for place in case.places] == ["alternatives.short.stages.0"]
+    assert "has forked" in learning_rate_off_plan(case).evidence[0]
