@@ -182,10 +182,10 @@ def _stage(config: CptConfig, stage: StageConfig, plan: StagePlan, before: int) 
 
 def _settings(stage: StageConfig) -> dict[str, Any]:
     """Every further field of the stage that isn't at its default, whatever it is called."""
-    found = {}
+    found, plain = {}, StageConfig()
     for one in fields(stage):
         value = getattr(stage, one.name)
-        if one.name not in _SHOWN_FIELDS and value is not None and value != one.default and value != {}:
+        if one.name not in _SHOWN_FIELDS and value is not None and value != getattr(plain, one.name) and value != {}:
             found[one.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     return found
 
