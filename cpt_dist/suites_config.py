@@ -12,6 +12,9 @@ class SuitesConfig:
     run: list[str] = field(default_factory=list)
     """Suites: files of the form of docs/suites.md (NAME.yaml), or names of lm-evaluation-harness tasks and groups. In
     launch/evaluate.py also as plain suites=[…]."""
+    every_steps: int = 0
+    """Steps between asking the model in training: `run` and `probes` go into metrics.jsonl, before the first step and
+    at the end too. 0: not inside training."""
     task_folders: list[str] = field(default_factory=list)
     """Folders of lm-evaluation-harness task files (their include_path), searched before those that it ships."""
     limit: int = 0
@@ -46,7 +49,7 @@ def asks_anything(config: SuitesConfig) -> bool:
 
 def suites_problems(config: SuitesConfig) -> Iterator[str]:
     """What is wrong with the values, one line each."""
-    least = {"limit": 0, "ngram": 2, "max_new_tokens": 1, "num_samples": 0}
+    least = {"every_steps": 0, "limit": 0, "ngram": 2, "max_new_tokens": 1, "num_samples": 0}
     for name, low in least.items():
         if getattr(config, name) < low:
             yield f"suites.{name}: {getattr(config, name)} must be at least {low}"
@@ -58,5 +61,7 @@ def suites_problems(config: SuitesConfig) -> Iterator[str]:
         yield f"suites.temperature: {config.temperature} must be positive; the greedy continuation is made anyway"
     if not 0 < config.top_p <= 1:
         yield f"suites.top_p: {config.top_p} must lie within 0 (exclusive) to 1"
+    if config.every_steps and not (config.run or config.probes):
+        yield f"suites.every_steps: {config.every_steps} asks nothing; name suites.run or suites.probes, or set 0"
     for twice in sorted({entry for entry in config.run if config.run.count(entry) > 1}):
         yield f"suites.run: '{twice}' is named twice; take one out"

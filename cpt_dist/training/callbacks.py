@@ -140,5 +140,9 @@ def default_callbacks(run: Run) -> list[Callback]:
             chosen.append(WandbMirror())
     if run.config.evaluation.during_training:
         chosen.append(HeldOutEvaluation())
+    if run.config.suites.every_steps:
+        from cpt_dist.training.asked_suites import AskedSuites
+
+        chosen.append(AskedSuites())
     chosen.append(Checkpoints())
     return chosen

@@ -21,6 +21,7 @@ from cpt_dist.data.shards import Source, tokenizer_fingerprint
 from cpt_dist.data.take_down import read_list
 from cpt_dist.data.views import views_of
 from cpt_dist.errors import UserError
+from cpt_dist.evaluation.suites.suite_file import read_suites
 from cpt_dist.model.folder import check_model_folder, read_model_config
 from cpt_dist.model.rope import stage_ropes, stage_trained_positions
 from cpt_dist.plans_of_run import all_plans, all_stages
@@ -93,6 +94,8 @@ def check_files(config: CptConfig) -> None:
 
     if config.data.take_down is not None:
         collect(read_list, config.data.take_down)
+    if config.suites.every_steps:
+        collect(read_suites, config.suites.run)
     collect(check_model_folder, config.model.path)
     if not problems:
         problems.extend(context_rank_problems(config, world_size, read_model_config(config.model.path)))

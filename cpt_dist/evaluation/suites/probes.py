@@ -175,6 +175,14 @@ def compare_facts(
     return ProbeResult(file, outcome, learned, trained, control, _groups(facts, owner, base, adapted))
 
 
+def means_by_kind(facts: Sequence[Fact], bits: np.ndarray) -> dict[str, float]:
+    """trained and, where there are some, control -> mean over facts of their wordings' mean `bits` [wordings]."""
+    counts = np.array([len(fact.probes) for fact in facts])
+    means = np.bincount(np.repeat(np.arange(len(facts)), counts), bits) / counts
+    kinds = np.array([fact.kind for fact in facts])
+    return {kind: float(means[kinds == kind].mean()) for kind in (TRAINED, CONTROL) if (kinds == kind).any()}
+
+
 def _fall(values: np.ndarray, judge: Judge, seed: list[int]) -> tuple[Estimate, np.ndarray | None]:
     if len(values) < 2:
         return Estimate(float(values.mean()), None, None), None

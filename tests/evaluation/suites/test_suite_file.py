@@ -7,6 +7,7 @@ from cpt_dist.errors import UserError
 from cpt_dist.evaluation.suites.capabilities import known_task
 from cpt_dist.evaluation.suites.suite_file import read_suite, read_suites
 from cpt_dist.suites_config import suites_problems
+from cpt_dist.training.preflight import check_files
 from tests.evaluation.suites.small import questions, suite_file
 
 
@@ -119,3 +120,21 @@ def test_a_value_out_of_range_is_refused(field, value):
     setattr(config, field, value)
     (line,) = suites_problems(config)
     assert line.startswith(f"suites.{field}: {value}")
+
+
+def test_asking_inside_training_needs_something_to_ask():
+    config = CptConfig().suites
+    config.every_steps = 10
+    assert list(suites_problems(config)) == [
+        "suites.every_steps: 10 asks nothing; name suites.run or suites.probes, or set 0"
+    ]
+    config.probes = ["facts.jsonl"]
+    assert list(suites_problems(config)) == []
+
+
+def test_a_wrong_suite_is_refused_before_a_model_is_loaded_for_training(tmp_path):
+    config = CptConfig()
+    config.model.path = "/nowhere"
+    config.suites.every_steps, config.suites.run = 5, [str(tmp_path / "missing.yaml")]
+    found = problems(check_files, config)
+    assert found[0].startswith(f"suite '{tmp_path / 'missing.yaml'}': there is no such file")
