@@ -7,10 +7,8 @@ explanation as the literal below it.
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +23,13 @@ from cpt_dist.fork_config import ForkConfig
 from cpt_dist.gate_config import GateConfig
 from cpt_dist.long_context_config import LongContextConfig
 from cpt_dist.long_data_config import LongDataConfig
+from cpt_dist.program_configs import (
+    CheckpointsConfig,
+    ConsolidateConfig,
+    EvaluateConfig,
+    ImportCheckpointConfig,
+    PlanConfig,
+)
 from cpt_dist.replay_config import ReplayConfig
 from cpt_dist.rope_config import RopeConfig
 from cpt_dist.schedule_config import ScheduleConfig
@@ -328,84 +333,6 @@ class LoggingConfig:
 
 
 @dataclass
-class ConsolidateConfig:
-    step: str = "latest"
-    """Step of the checkpoint: a number, latest, or a name given by launch/checkpoints.py."""
-    out: str = "${run_dir}/model"
-    """Folder of the Hugging Face model."""
-    dtype: str = "fp32"
-    """Type of the written weights: fp32 or bf16."""
-    fp32_names: list[str] = field(default_factory=list)
-    """Patterns of tensors that are written in fp32 whatever `dtype` is, such as '*.norm.weight' or '*router*'."""
-    max_shard_size: str = "5GB"
-    """Largest safetensors file."""
-    workers: int = 2
-    """Processes that convert and write; each takes some tens of MB."""
-    check_logits: bool = True
-    """Build the written model with transformers and compare its logits with the training model's."""
-
-
-@dataclass
-class ImportCheckpointConfig:
-    source: str = ""
-    """Folder of another trainer's checkpoint. In launch/import_checkpoint.py as plain from=FOLDER."""
-    model: str = ""
-    """Folder with the config.json and the tokenizer of that model, such as its base. There as plain model=FOLDER."""
-    out: str = ""
-    """Folder of the Hugging Face model. There as plain out=FOLDER."""
-    dtype: str = "fp32"
-    """Type of the written weights: fp32 or bf16."""
-    fp32_names: list[str] = field(default_factory=list)
-    """Patterns of tensors that are written in fp32 whatever `dtype` is."""
-    max_shard_size: str = "5GB"
-    """Largest safetensors file."""
-    workers: int = 2
-    """Processes that convert and write."""
-    check_logits: bool = True
-    """Build the written model with transformers and compute logits with it, which must be finite."""
-
-
-@dataclass
-class EvaluateConfig:
-    what: str = "held_out"
-    """What launch/evaluate.py measures: held_out (bits per byte of every source, and `suites` where it names any),
-    checkpoints (the same of a run's checkpoints), suites alone, or long_context. There also as plain what=…, like
-    base=FOLDER, adapted=FOLDER (or model=FOLDER), out=FOLDER, suites=[…] and checkpoints=bisect."""
-    checkpoints: str = "all"
-    """what=checkpoints: all of them, or bisect: those that finding the first regressed one needs (docs/verdict.md)."""
-    base: str = "${model.path}"
-    """Model before adaptation."""
-    adapted: str = "${consolidate.out}"
-    """Model after adaptation."""
-    out: str = "${run_dir}"
-    """Folder of report.json, report.md and report.html."""
-    batch_tokens: str = "2k"
-    """Tokens scored in one forward pass."""
-
-
-@dataclass
-class PlanConfig:
-    what: str = "all"
-    """What launch/plan.py shows: all (the whole run), data (what is read of each source, in detail), schedule (steps,
-    batches, learning rate) or rope. There also as plain what=data."""
-    out: str = "${run_dir}/plan"
-    """Folder of plan.json, the figure and the page. There also as plain out=FOLDER."""
-    world_size: int = 0
-    """Ranks that the run is planned for, which tells rows and accumulation of a rank; 0: not known. There also as
-    plain world_size=8."""
-
-
-@dataclass
-class CheckpointsConfig:
-    what: str = "list"
-    """What launch/checkpoints.py does: list, verify, prune, show, name or unname; there also as plain words."""
-    step: str = ""
-    """show, verify, name: step of the checkpoint, latest, or its name. There also as a plain word."""
-    name: str = ""
-    """name, unname: what the checkpoint is called; a named one is never removed. There also as a plain word."""
-
-
-@dataclass
 class CptConfig:
     run_dir: str = MISSING
     """Everything that a run writes (docs/run_directory.md)."""
@@ -469,60 +396,3 @@ def parse_quantity(text: str | int | float, what: str) -> int:
     if not value >= 1 or value != int(value):
         raise UserError(f"{what}: '{text}' is not a whole positive count; write it like 20B, 1.5M, 500k or 4096")
     return int(value)
-
-
-def mixture_knots(mixture: dict[str, Any]) -> tuple[list[float], list[list[float]]]:
-    """A stage's mixture as knots: progress values p_0=0 < … <= 1, and normalised shares [knot][source].
-
-    Shares between two knots lie on the straight line between them; after the last knot they stay; where a source makes
-    a step, two knots have the same progress. Sources are in the order of the mapping. Raises UserError where a value
-    is no share or no list of [progress, share] points.
-    """
-    tables: dict[str, list[tuple[float, float]]] = {}
-    problems = []
-    for name, value in mixture.items():
-        points = value if isinstance(value, (list, tuple)) else [[0.0, value]]
-        try:
-            table = [(float(at), float(share)) for at, share in points]
-        except (TypeError, ValueError):
-            problems.append(f"mixture.{name}: {value!r} is neither a share nor a list of [progress, share] points")
-            continue
-        ats = [at for at, _ in table]
-        if not table or any(not math.isfinite(s) or s < 0 for _, s in table):
-            problems.append(f"mixture.{name}: {value!r} has no share, a negative or an infinite one")
-        elif ats[0] < 0 or ats[-1] > 1 or ats != sorted(ats) or any(a == b for a, b in zip(ats, ats[2:], strict=False)):
-            problems.append(
-                f"mixture.{name}: {value!r} needs progress values that rise within 0 to 1 (at most two of them equal)"
-            )
-        tables[name] = table
-    if not mixture:
-        problems.append("mixture is empty; name at least one source of data.sources with its share")
-    if problems:
-        raise UserError(problems)
-    steps = {b for table in tables.values() for (a, _), (b, _) in itertools.pairwise(table) if a == b}
-    places = {0.0, *(at for table in tables.values() for at, _ in table)}
-    sided = sorted([(at, 1) for at in places] + [(at, 0) for at in steps if at > 0])
-    knots = [at for at, _ in sided]
-    shares = [[_interpolate(table, at, after) for table in tables.values()] for at, after in sided]
-    totals = [sum(row) for row in shares]
-    for at, total in zip(knots, totals, strict=True):
-        if total <= 0:
-            raise UserError(f"mixture: all shares are 0 at progress {at}; give one source a positive share")
-    return knots, [[share / total for share in row] for row, total in zip(shares, totals, strict=True)]
-
-
-def _interpolate(table: list[tuple[float, float]], at: float, after: int) -> float:
-    """The share at progress `at`; where the table makes a step there, the one before or (`after`) behind it."""
-    place = bisect_left(table, at, key=_progress)
-    if place == len(table):
-        return table[-1][1]
-    if place + 1 < len(table) and table[place + 1][0] == at:
-        return table[place + after][1]
-    if place == 0:
-        return table[0][1]
-    (a, x), (b, y) = table[place - 1], table[place]
-    return max(0.0, x + (y - x) * (at - a) / (b - a))  # rounding may lead below a share of 0
-
-
-def _progress(point: tuple[float, float]) -> float:
-    return point[0]

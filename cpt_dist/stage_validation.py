@@ -19,7 +19,6 @@ from cpt_dist.config import (
     CptConfig,
     SourceConfig,
     StageConfig,
-    mixture_knots,
     parse_quantity,
 )
 from cpt_dist.curriculum_config import curriculum_problems
@@ -27,6 +26,7 @@ from cpt_dist.errors import UserError, nearest
 from cpt_dist.fork_config import fork_problems
 from cpt_dist.gate_config import HELD_OUT, gate_problems, may_fork
 from cpt_dist.length_upsampling import strata_of_sources
+from cpt_dist.mixture_knots import mixture_knots
 from cpt_dist.nested_mixture import flat_mixture, inner_mixture, nested_problems, outer_mixture
 from cpt_dist.plans_of_run import all_plans, all_stages
 from cpt_dist.rope_config import rope_problems

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from cpt_dist import config as schema
-from cpt_dist.config import CptConfig, SourceConfig, StageConfig, mixture_knots, parse_quantity
+from cpt_dist.config import CptConfig, SourceConfig, StageConfig, parse_quantity
 from cpt_dist.errors import UserError
+from cpt_dist.mixture_knots import mixture_knots
 from cpt_dist.strata_config import StrataConfig
 from cpt_dist.validation import validate
 

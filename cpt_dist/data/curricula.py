@@ -14,8 +14,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from cpt_dist.config import mixture_knots
 from cpt_dist.curriculum_config import CURRICULA, SHORTEST, CurriculumConfig
+from cpt_dist.mixture_knots import mixture_knots
 
 Table = list[tuple[float, float]]
 """[progress, share] points of a source; two points at one progress make a step."""

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from cpt_dist.config import mixture_knots
 from cpt_dist.curriculum_config import CurriculumConfig
 from cpt_dist.data.caps import Cap
 from cpt_dist.data.curricula import scheduled_mixture
@@ -23,6 +22,7 @@ from cpt_dist.data.stage_counts import Knots
 from cpt_dist.data.stage_plan import StagePlan
 from cpt_dist.data.view_names import parse_view
 from cpt_dist.errors import UserError, nearest
+from cpt_dist.mixture_knots import mixture_knots
 from cpt_dist.nested_mixture import inner_factors, inner_mixture, names_strata, outer_mixture
 
 PIECES = 32

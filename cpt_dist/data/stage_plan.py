@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from cpt_dist.config import CONCAT, RESTART, StageConfig, mixture_knots, parse_quantity
+from cpt_dist.config import CONCAT, RESTART, StageConfig, parse_quantity
 from cpt_dist.curriculum_config import CURRICULA, CurriculumConfig
 from cpt_dist.data.curricula import scheduled_mixture
 from cpt_dist.data.plans import RowsKey, rows_key
 from cpt_dist.data.stage_counts import Knots
 from cpt_dist.errors import UserError
+from cpt_dist.mixture_knots import mixture_knots
 
 
 @dataclass(frozen=True)

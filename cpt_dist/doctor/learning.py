@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from statistics import fmean, median, stdev
 from typing import Any
 
-from cpt_dist.config import mixture_knots
 from cpt_dist.doctor.case import Case, StagePlace, stage_places
 from cpt_dist.doctor.findings import (
     FOUND,
@@ -25,6 +24,7 @@ from cpt_dist.doctor.findings import (
     not_enough,
 )
 from cpt_dist.errors import UserError
+from cpt_dist.mixture_knots import mixture_knots
 from cpt_dist.nested_mixture import outer_mixture
 from cpt_dist.schedules import run_learning_rate
 from cpt_dist.training.guards import robust_z

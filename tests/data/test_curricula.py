@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpt_dist.config import StageConfig, mixture_knots
+from cpt_dist.config import StageConfig
 from cpt_dist.curriculum_config import CURRICULA, CurriculumConfig, curriculum_problems
 from cpt_dist.data.curricula import COSINE_PIECES, nominal_shares, scheduled_mixture
 from cpt_dist.data.stage_plan import StagePlan
+from cpt_dist.mixture_knots import mixture_knots
 from tests.helpers.memory_sources import order_of, stage
 
 MIXTURE = {"easy": 0.4, "hard": 0.2, "general": 0.4}

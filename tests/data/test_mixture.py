@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpt_dist.config import mixture_knots
 from cpt_dist.data import mixture
 from cpt_dist.data.mixture import UNIT, Quotas, quantise, worst_error
+from cpt_dist.mixture_knots import mixture_knots
 
 SHARE = st.one_of(st.sampled_from([0, 0, 1, 1, 2, 7]), st.floats(1e-4, 1.0), st.fractions(0, 1, max_denominator=50))
 
