@@ -72,12 +72,16 @@ class NgramIndex:
         """Items that are too short to be searched for, or consist of the task's wording only."""
         shared: Counter[tuple[str, tuple[str, ...]]] = Counter()
         grams: list[set[tuple[str, ...]]] = []
+        hashes: dict[int, list[np.ndarray]] = {}
+        self._word_hashes: dict[str, int] = {}
         for suite, text in zip(suites, texts, strict=True):
             words = words_of(text)
             size = min(n, len(words))
             enough = size >= min(FEWEST_WORDS, n)
             mine = {tuple(words[i : i + size]) for i in range(len(words) - size + 1)} if enough else set()
             grams.append(mine)
+            if enough:
+                hashes.setdefault(size, []).append(self._hashes(words, size))
             shared.update((suite, gram) for gram in mine)
         most = {suite: max(TEMPLATE_ITEMS - 1, TEMPLATE_SHARE * size) for suite, size in sizes.items()}
         self._items: dict[tuple[str, ...], list[int]] = {}
@@ -87,11 +91,7 @@ class NgramIndex:
                 self.unchecked.append(item)
             for gram in own:
                 self._items.setdefault(gram, []).append(item)
-        self._word_hashes: dict[str, int] = {}
-        self._sorted: dict[int, np.ndarray] = {}
-        for size in sorted({len(gram) for gram in self._items}):
-            hashes = [self._hashes(list(gram), size)[0] for gram in self._items if len(gram) == size]
-            self._sorted[size] = np.unique(np.array(hashes, dtype=np.uint64))
+        self._sorted = {size: np.unique(np.concatenate(parts)) for size, parts in sorted(hashes.items())}
 
     def _hashes(self, words: list[str], size: int) -> np.ndarray:
         """Hash of every `size` words in a row, uint64 [words - size + 1] (polynomial, modulo 2^64)."""

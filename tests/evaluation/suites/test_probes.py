@@ -76,6 +76,7 @@ def test_a_planted_fact_moves_only_after_training_on_it(facts, models):
     unmoved = compare_facts("facts", facts, before, form_only, JUDGE)
     assert unmoved.trained.low > 0  # the form of the sentences was learned,
     assert unmoved.outcome == "undecided"  # which the controls show to be no knowledge
+    assert unmoved.learned.value == unmoved.trained.value - unmoved.control.value < unmoved.trained.value
     learned = compare_facts("facts", facts, before, with_facts, JUDGE)
     assert learned.outcome == "learned"
     assert learned.learned.low > 0.3
