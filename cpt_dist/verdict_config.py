@@ -16,7 +16,9 @@ class VerdictConfig:
     most_loss: float = 0.02
     """No replay source may lose this much, in bits per byte: the margin of non-inferiority."""
     margins: dict[str, float] = field(default_factory=dict)
-    """Source -> its own least gain or most loss, instead of the two above."""
+    """Source, or suite that is a goal -> its own least gain or most loss, instead of the two above."""
+    goals: list[str] = field(default_factory=list)
+    """Suites of `suites.run`, by name, that have to gain, in points; the others have to be kept within their margin."""
     averages: list[float] = field(default_factory=list)
     """Shares of the adapted model, such as [0.25, 0.5, 0.75]: its weights averaged with the base's in these shares are
     scored as well, for the picture of gain against forgetting."""

@@ -12,6 +12,8 @@ WORDS = {
     "least_gain": "verdict.least_gain",
     "most_loss": "verdict.most_loss",
     "averages": "verdict.averages",
+    "suites": "suites.run",
+    "goals": "verdict.goals",
     "out": "verdict.out",
 }
 

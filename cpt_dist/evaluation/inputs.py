@@ -11,6 +11,7 @@ from pathlib import Path
 from cpt_dist.config import CptConfig
 from cpt_dist.data.remote import is_url
 from cpt_dist.errors import UserError
+from cpt_dist.evaluation.suites.suite_file import read_suites
 from cpt_dist.model.folder import check_model_folder, max_positions
 from cpt_dist.run_directory import RunDirectory
 
@@ -79,7 +80,15 @@ def check_verdict_inputs(config: CptConfig) -> None:
             check_model_folder(control)
         except UserError as error:
             problems += [problem.replace("model.path", "verdict.control", 1) for problem in error.problems]
-    for name in sorted(set(config.verdict.margins) - set(config.data.sources)):
-        problems.append(f"verdict.margins: there is no source '{name}'; those are {', '.join(config.data.sources)}")
+    known = {*config.data.sources, *config.verdict.goals}
+    for name in sorted(set(config.verdict.margins) - known):
+        problems.append(f"verdict.margins: '{name}' is no source and no goal; those are {', '.join(sorted(known))}")
+    try:
+        suites = [suite.name for suite in read_suites(config.suites.run)]
+    except UserError as error:
+        problems += error.problems
+        suites = config.verdict.goals
+    for name in sorted(set(config.verdict.goals) - set(suites)):
+        problems.append(f"verdict.goals: there is no suite '{name}' in suites.run ({', '.join(suites) or 'empty'})")
     if problems:
         raise UserError(problems)

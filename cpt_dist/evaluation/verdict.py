@@ -1,8 +1,9 @@
-"""Whether continued pretraining was worth it: claims about held-out text, declared in the configuration.
+"""Whether continued pretraining was worth it: claims about held-out text and suites, declared in the configuration.
 
 Every domain source is a goal, every replay source has to be kept, and where there is a control arm the adapted model
-has to beat that one on the domain, too. The models between base and adapted are scored beside them for the picture of
-gain against forgetting; they decide nothing. How claims are tested is in `claims.py`.
+has to beat that one on the domain, too; claims about suites are in `verdict_suites.py`. Averages of base and adapted
+model are scored beside them for the picture of gain against forgetting; they decide nothing. How claims are tested is
+in `claims.py`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from cpt_dist.evaluation.evaluate import (
 from cpt_dist.evaluation.inputs import check_verdict_inputs
 from cpt_dist.evaluation.scorers import packed_scorer
 from cpt_dist.evaluation.statistics import Estimate
+from cpt_dist.evaluation.verdict_suites import suite_claims
 from cpt_dist.verdict_config import VerdictConfig
 
 UNIT = "bits per byte"
@@ -80,6 +82,8 @@ def judge(config: CptConfig, report: Callable[[str], None] = lambda line: None) 
         load = _averaged(config, share)
         scores[f"average {share:g}"] = score_sets(f"average {share:g}", encoders["base"], load, sets, settings, report)
     claims = claims_of(sets, scores, config.verdict)
+    if config.suites.run:
+        claims += suite_claims(config, folders, report)
     verdict = decide(answers(claims, settings.confidence, settings.num_resamples, settings.seed))
     points = [point(name, sets, scores["base"], found, settings) for name, found in scores.items()]
     return Judgement(folders, same, settings, verdict, points)
