@@ -90,16 +90,16 @@ def inject(run, faults):
 @contextlib.contextmanager
 def lost_save(fault):
     """The disk of a rank fails while it lists its files of a save."""
-    file_entry = commit.file_entry
+    entries = commit.ChecksummedWriter.entries
 
-    def failing(path, root, rank):
+    def failing(writer, root, rank):
         if fault and rank == fault["rank"] and root.name == f".step-{fault['step']:08d}.tmp":
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return file_entry(path, root, rank)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(root))
+        return entries(writer, root, rank)
 
-    commit.file_entry = failing
+    commit.ChecksummedWriter.entries = failing
     yield
-    commit.file_entry = file_entry
+    commit.ChecksummedWriter.entries = entries
 
 
 def lose_disk(disk):
