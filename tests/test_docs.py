@@ -6,12 +6,14 @@ their like on a tiny model by tests/e2e. Make targets must exist. Relative links
 
 import importlib.util
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,22 +41,20 @@ def is_launch(words):
 COMPOSED = of_kind(lambda words: is_launch(words) and "my_configs" not in shlex.join(words))
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize("words", COMPOSED)
-def test_a_launch_command_composes(words):
+def test_a_launch_command_composes(words, monkeypatch, capsys):
     script = next(index for index, word in enumerate(words) if word.startswith("launch/"))
     assert words[0] in ("python", "torchrun", "deepspeed")
     assert (ROOT / words[script]).is_file()
     arguments = [word for word in words[script + 1 :] if word not in ("--cfg", "job")]
-    done = subprocess.run(
-        [sys.executable, words[script], *arguments, "--cfg", "job"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("run_dir:")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [words[script], *arguments, "--cfg", "job"])
+    GlobalHydra.instance().clear()
+    try:
+        runpy.run_path(words[script], run_name="__main__")
+    except SystemExit as error:
+        assert not error.code, capsys.readouterr().err
+    assert capsys.readouterr().out.startswith("run_dir:")
 
 
 @pytest.mark.parametrize("words", of_kind(lambda words: words[0] == "make"))
