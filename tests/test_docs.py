@@ -4,6 +4,7 @@ Launch commands are composed and checked with `--cfg job`; those that train for 
 their like on a tiny model by tests/e2e. Make targets must exist. Relative links must lead somewhere.
 """
 
+import contextlib
 import importlib.util
 import re
 import runpy
@@ -50,11 +51,10 @@ def test_a_launch_command_composes(words, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [words[script], *arguments, "--cfg", "job"])
     GlobalHydra.instance().clear()
-    try:
+    with contextlib.suppress(SystemExit):
         runpy.run_path(words[script], run_name="__main__")
-    except SystemExit as error:
-        assert not error.code, capsys.readouterr().err
-    assert capsys.readouterr().out.startswith("run_dir:")
+    output = capsys.readouterr()
+    assert output.out.startswith("run_dir:"), output.err
 
 
 @pytest.mark.parametrize("words", of_kind(lambda words: words[0] == "make"))
