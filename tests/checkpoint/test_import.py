@@ -39,7 +39,7 @@ def others(tmp_path_factory):
     }
     script = ROOT / "tests" / "helpers" / "other_trainers.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run([*command, script, folder], env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, script, folder], env=environment, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -62,14 +62,14 @@ def start(folder, processes, config, pause):
 
 def finish(folder, processes, config):
     process = start(folder, processes, config, 0.0)
-    assert process.wait(timeout=280) == 0, (folder / "output.txt").read_text()[-6000:]
+    assert process.wait(timeout=560) == 0, (folder / "output.txt").read_text()[-6000:]
     return (folder / "output.txt").read_text()
 
 
 def kill_after(folder, processes, config, step):
     """Start a job and kill every process of it, with signal 9, once `step` steps are done."""
     process = start(folder, processes, config, 0.1)
-    end = time.monotonic() + 200
+    end = time.monotonic() + 400
     while not any(record["step"] >= step for record in steps(config["run_dir"])):
         assert process.poll() is None, (folder / "output.txt").read_text()[-6000:]
         assert time.monotonic() < end

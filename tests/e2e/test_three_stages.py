@@ -25,7 +25,7 @@ from cpt_dist.model.rope import stage_ropes
 from tests.helpers import tiny_run
 from tests.helpers.worker import rope
 
-pytestmark = [pytest.mark.e2e, pytest.mark.distributed, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.e2e, pytest.mark.distributed, pytest.mark.timeout(1200)]
 
 SEED = 20261123
 ROPES = [None, {"type": "abf", "theta": 80000.0}, {"type": "yarn"}]

@@ -10,7 +10,7 @@ from cpt_dist.checkpoint.dcp import SafeReader
 from tests.engine.conftest import run_jobs, torchrun
 from tests.helpers import models, tiny_run
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from cpt_dist.checkpoint.dcp import SafeReader
 from tests.engine.conftest import run_jobs
 from tests.helpers import tiny_run
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 ENGINES = {
     "one": (1, {"name": "fsdp"}),

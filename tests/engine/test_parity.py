@@ -3,7 +3,7 @@ import pytest
 from cpt_dist.checkpoint.dcp import SafeReader
 from tests.engine.conftest import BF16, BF16_RESUMES, HALF, RESUMES, UNINTERRUPTED
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1200)]
 
 
 def tensors(checkpoints, step):

@@ -103,7 +103,7 @@ def command(launcher, processes, script, *arguments):
     return [str(binaries / "deepspeed"), "--num_gpus", str(processes), "--master_port", port, script, *arguments]
 
 
-def launch(launcher, processes, script, *arguments, check=True, timeout=240, **options):
+def launch(launcher, processes, script, *arguments, check=True, timeout=480, **options):
     """Run a launch script as a user would, with the output captured."""
     done = subprocess.run(
         command(launcher, processes, script, *arguments),

@@ -11,7 +11,7 @@ from cpt_dist.data.ledger_entry import read_ledger
 from tests.engine.conftest import run_jobs
 from tests.helpers import tiny_run
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1200)]
 
 NAN, SPIKE, LEAP = {"rank": 1, "divisor": 1e-300}, {"rank": 1, "divisor": 1e-6}, {"rank": 1, "nll": 1e3}
 LOST = {"rank": 1, "nll": "nan"}

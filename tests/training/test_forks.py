@@ -12,7 +12,7 @@ from cpt_dist.training import setup
 from tests.helpers import tiny_run
 from tests.helpers.in_process import Killed, killed_in, ledger, lineage, train
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from cpt_dist.training import branches, gates
 from tests.helpers import tiny_run
 from tests.helpers.in_process import Killed, killed_in, ledger, lineage, train
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 FAILS, PASSES = {"held_out": {"macro": -5.0}}, {"held_out": {"macro": 5.0, "domain": 5.0}}
 

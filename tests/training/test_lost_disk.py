@@ -9,7 +9,7 @@ from cpt_dist.checkpoint.store import CheckpointStore
 from tests.engine.conftest import run_jobs
 from tests.helpers import tiny_run
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1200)]
 
 DISKS = {
     "full for metrics": {"step": 8, "how": "full"},

@@ -10,7 +10,7 @@ from cpt_dist.checkpoint.dcp import SafeReader
 from tests.engine.conftest import run_jobs
 from tests.helpers import tiny_run
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1200)]
 
 WHOLE = {
     "one": (1, {"name": "fsdp"}),

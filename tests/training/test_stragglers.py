@@ -36,7 +36,7 @@ def test_the_metrics_name_the_rank_that_waits_for_its_data(tmp_path):
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     words = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node=2"]
     words += [str(tiny_run.ROOT / "launch" / "train.py"), f"--config-dir={configs}", "experiment=tiny"]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=480, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     stragglers = [step["straggler"] for step in tiny_run.read_metrics(config["run_dir"])]
     assert [(one["rank"], one["phase"]) for one in stragglers[1:]] == [(1, "data")] * 3

@@ -63,7 +63,7 @@ def runs(tmp_path_factory):
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=560,
             check=False,
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
