@@ -86,7 +86,7 @@ def row_of(tokens: int, documents: int) -> Any:
     borders = torch.arange(documents + 1, dtype=torch.int32) * (tokens // documents)
     none, zero = torch.empty(2, 0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     doc_ids, bounds = torch.zeros(documents, 16, dtype=torch.uint8), torch.tensor([0, tokens])
-    return Batch(ids, borders, doc_ids, zero, zero, bounds, zero, zero, none, none, none)
+    return Batch(ids, borders, doc_ids, borders.diff(), zero, zero, bounds, zero, zero, none, none, none)
 
 
 def our_step(folder: Path, options: dict[str, Any]) -> tuple[Callable[[Any], float], Callable[[Any], list[Any]]]:

@@ -214,9 +214,6 @@ class StageConfig:
     """Name of the stage in metrics, checkpoints and the report."""
     tokens: str | None = None
     """Tokens of the stage, such as 20B or 500k; rounded up to whole steps. Either this or epochs."""
-    epochs: Any = None
-    """Instead of tokens: how often the stage reads its domain sources, taken together, such as 2 or 0.5; or source ->
-    epochs, the first of which to be reached ends the stage. In whole steps, never more than asked (docs/stages.md)."""
     seq_len: int = 2048
     """Tokens in a row."""
     batch_tokens: str = MISSING
@@ -227,6 +224,9 @@ class StageConfig:
     {share: …, strata: {name: …}}; without that its strata are read in proportion to their tokens. With
     {share: …, length_upsampling: {min_tokens: 4096, factor: 5}}, or a list of such, tokens of long documents count more
     often inside the source (docs/long_context.md)."""
+    epochs: Any = None
+    """Instead of tokens: how often the stage reads its domain sources, taken together, such as 2 or 0.5; or source ->
+    epochs, the first of which to be reached ends the stage. In whole steps, never more than asked (docs/stages.md)."""
     curriculum: CurriculumConfig | None = None
     """How the shares come to `mixture` over the stage (docs/mixtures.md); default: they are those of `mixture`."""
     packing: str = CONCAT

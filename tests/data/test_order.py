@@ -204,7 +204,7 @@ BASE = [stage(80, {"a": 1, "b": 2}), stage(40, {"a": 1}, name="late")]
         (BASE, {"a": 9, "b": 9}, 5, "seed was 0 and is 5"),
         (BASE[:1], {"a": 9, "b": 9}, 0, "stage 'late' is missing"),
         ([stage(84, {"a": 1, "b": 2}), BASE[1]], {"a": 9, "b": 9}, 0, "samples (tokens) was 80 and is 84"),
-        ([BASE[0], stage(44, {"a": 1}, name="late")], {"a": 9, "b": 9}, 0, "stage 'late' length"),
+        ([BASE[0], stage(40, {"a": 1}, batch=8, name="late")], {"a": 9, "b": 9}, 0, "stage 'late' batch_tokens was 32"),
         ([stage(80, {"a": 1, "b": 3}), BASE[1]], {"a": 9, "b": 9}, 0, "share of source 'b' was 2 and is 3"),
         ([stage(80, {"a": 1, "b": 2}, batch=8), BASE[1]], {"a": 9, "b": 9}, 0, "batch_tokens was 32 and is 64"),
         ([stage(80, {"a": 1, "b": 2}, name="x"), BASE[1]], {"a": 9, "b": 9}, 0, "stage 'main' name was main and is x"),
@@ -227,7 +227,11 @@ def test_a_changed_plan_is_refused_by_the_name_of_what_changed(stages, rows, see
     [
         (BASE, 5, "seed was 0 and is 5"),
         (BASE[:1], 0, "there were 2 stages and are 1"),
-        ([BASE[0], stage(44, {"a": 1}, name="late")], 0, "stage 'late' is not what it was; set it back to resume"),
+        (
+            [BASE[0], stage(40, {"a": 1}, batch=8, name="late")],
+            0,
+            "stage 'late' is not what it was; set it back to resume",
+        ),
     ],
 )
 @pytest.mark.parametrize("record", [None, order_of(BASE, {"a": 9, "b": 9}, seed=3).identity])

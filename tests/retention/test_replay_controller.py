@@ -114,5 +114,6 @@ def test_all_wrong_settings_are_named_at_once():
     problems = replay_problems(wrong, evaluations=True)
     assert len(problems) == 5
     assert "did you mean 'bounded'?" in problems[0]
-    assert replay_problems(ReplayConfig("bounded"), evaluations=False)[0].endswith("evaluation.every_steps above 0")
+    (needed,) = replay_problems(ReplayConfig("bounded"), evaluations=False)
+    assert needed.endswith("evaluation.every_steps above 0, or evaluation.schedule=log")
     assert replay_problems(ReplayConfig(), evaluations=False) == []
