@@ -1,4 +1,4 @@
-"""Write the demo's two corpora as JSONL: python demo/corpora.py OUT
+"""Write the demo's corpora as JSONL: python demo/corpora.py OUT
 
 icd10cm.jsonl (the domain): the tabular list of ICD-10-CM from the package simple-icd-10-cm, by category, written as
 readable text. The classification is a work of the US government (CDC/NCHS and CMS), in the public domain in
@@ -6,6 +6,7 @@ the US; the package is MIT-licensed.
 sotu.jsonl (the general text that must not be forgotten): annual messages and State of the Union addresses of the US
 presidents from 1790 on, from the package sotu. The speeches are in the public domain; they were collected by the
 American Presidency Project (UC Santa Barbara), and the package is MIT-licensed.
+addresses.jsonl (for experiment=long_context): the same addresses, each a document of its own, up to 41,000 tokens.
 
 Each line is {"id", "text"}. Neither package is imported, only their data files are read, so that pandas isn't needed.
 """
@@ -107,22 +108,33 @@ def _grouped(blocks: Iterable[str], least_bytes: int) -> list[str]:
     return ["\n".join(group) for group in groups]
 
 
-def sotu() -> Iterator[dict[str, str]]:
-    """Passages of whole paragraphs of each address, in the order of time; the package's other texts are left out."""
+def _speeches() -> Iterator[tuple[str, list[str]]]:
+    """Id and paragraphs of each address, in the order of time; the package's other texts are left out."""
     folder = package_data("sotu")
     with open(folder / "metadata.csv", encoding="utf-8", newline="") as handle:
         rows = [row for row in csv.DictReader(handle) if row["is_sotu"] == "True"]
     for row in rows:
         text = (folder / "speeches" / f"{row['fileid']}.txt").read_text(encoding="utf-8")
-        paragraphs = filter(None, map(str.strip, text.split("\n")))
+        yield row["fileid"], list(filter(None, map(str.strip, text.split("\n"))))
+
+
+def sotu() -> Iterator[dict[str, str]]:
+    """Passages of whole paragraphs of each address."""
+    for name, paragraphs in _speeches():
         for number, passage in enumerate(_grouped(paragraphs, DOCUMENT_BYTES)):
-            yield {"id": f"sotu/{row['fileid']}/{number}", "text": passage + "\n"}
+            yield {"id": f"sotu/{name}/{number}", "text": passage + "\n"}
+
+
+def addresses() -> Iterator[dict[str, str]]:
+    """Whole addresses."""
+    for name, paragraphs in _speeches():
+        yield {"id": f"address/{name}", "text": "\n".join(paragraphs) + "\n"}
 
 
 def main(out: Path) -> None:
-    """Write both files into `out`; a file that is there already is left alone."""
+    """Write the files into `out`; one that is there already is left alone."""
     out.mkdir(parents=True, exist_ok=True)
-    for name, documents in (("icd10cm", icd10cm), ("sotu", sotu)):
+    for name, documents in (("icd10cm", icd10cm), ("sotu", sotu), ("addresses", addresses)):
         path = out / f"{name}.jsonl"
         if not path.exists():
             with atomic_write(path, "w") as handle:
