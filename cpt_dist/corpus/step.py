@@ -56,7 +56,9 @@ class Dropped:
 class Step(Protocol):
     """One step with its settings. It pickles, and gives the same result in every process and order."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What reports call it."""
 
     def __call__(self, document: CuratedDocument) -> CuratedDocument | Dropped:
         """The document as it goes on, or why it doesn't."""
@@ -65,7 +67,9 @@ class Step(Protocol):
 class Splitter(Protocol):
     """A step that makes one document or several of one; nothing of its text is lost."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What reports call it."""
 
     def __call__(self, document: CuratedDocument) -> Sequence[CuratedDocument]:
         """The pieces in order; their texts joined are the document's text."""
