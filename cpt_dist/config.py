@@ -23,6 +23,7 @@ from cpt_dist.fork_config import ForkConfig
 from cpt_dist.gate_config import GateConfig
 from cpt_dist.long_context_config import LongContextConfig
 from cpt_dist.long_data_config import LongDataConfig
+from cpt_dist.probe_config import ProbeConfig
 from cpt_dist.program_configs import (
     CheckpointsConfig,
     ConsolidateConfig,
@@ -357,6 +358,7 @@ class CptConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     verdict: VerdictConfig = field(default_factory=VerdictConfig)
     suites: SuitesConfig = field(default_factory=SuitesConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)

@@ -27,6 +27,7 @@ from cpt_dist.errors import UserError, nearest
 from cpt_dist.evaluation_schedule import EVALUATION_SCHEDULES, LOG
 from cpt_dist.long_context_config import long_context_problems
 from cpt_dist.long_data_config import long_data_problems
+from cpt_dist.probe_config import probe_problems, probe_quantities
 from cpt_dist.replay_config import replay_problems
 from cpt_dist.schedule_config import schedule_problems
 from cpt_dist.stage_validation import one_of, plan_problems
@@ -225,6 +226,7 @@ def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]
     evaluations = config.evaluation.during_training and on_the_way
     problems.extend(replay_problems(config.replay, evaluations))
     problems.extend(suites_problems(config.suites))
+    problems.extend(probe_problems(config.probe))
     for what, value in {
         "data.shard_tokens": config.data.shard_tokens,
         "data.cache_bytes": config.data.cache_bytes,
@@ -233,6 +235,7 @@ def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]
         "import_checkpoint.max_shard_size": config.import_checkpoint.max_shard_size,
         "evaluate.batch_tokens": config.evaluate.batch_tokens,
         **diagnose_quantities(config.diagnose),
+        **probe_quantities(config.probe),
     }.items():
         try:
             parse_quantity(value, what)

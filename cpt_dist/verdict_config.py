@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -16,9 +17,12 @@ class VerdictConfig:
     most_loss: float = 0.02
     """No replay source may lose this much, in bits per byte: the margin of non-inferiority."""
     margins: dict[str, float] = field(default_factory=dict)
-    """Source, or suite that is a goal -> its own least gain or most loss, instead of the two above."""
+    """Source, or suite or probe that is a goal -> its own least gain or most loss, instead of the two above."""
     goals: list[str] = field(default_factory=list)
-    """Suites of `suites.run`, by name, that have to gain, in points; the others have to be kept within their margin."""
+    """Suites of `suites.run` and probes, by name, that have to gain, in points; the others have to be kept within their
+    margin."""
+    probe: Any = field(default_factory=list)
+    """Results of launch/probe.py about these models: a probe.json or its folder, or a list of them."""
     averages: list[float] = field(default_factory=list)
     """Shares of the adapted model, such as [0.25, 0.5, 0.75]: its weights averaged with the base's in these shares are
     scored as well, for the picture of gain against forgetting."""
@@ -42,4 +46,8 @@ def verdict_problems(config: VerdictConfig) -> list[str]:
         for share in config.averages
         if not 0 < share < 1
     ]
+    if not isinstance(config.probe, str) and not (
+        isinstance(config.probe, list) and all(isinstance(one, str) for one in config.probe)
+    ):
+        problems.append(f"verdict.probe: {config.probe!r} is no path and no list of paths; write probe=[a.json,b.json]")
     return problems

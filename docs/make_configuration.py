@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 from pathlib import Path
 
 from omegaconf import MISSING, OmegaConf
@@ -47,7 +48,9 @@ def default_of(field: dataclasses.Field) -> str:
     if field.default == MISSING:
         return "required"
     if field.default is dataclasses.MISSING:
-        return "empty"
+        assert field.default_factory is not dataclasses.MISSING
+        made = field.default_factory()
+        return f"`{json.dumps(made)}`" if isinstance(made, list) and made else "empty"
     return f"`{OmegaConf.to_yaml({'value': field.default}).split(': ', 1)[1].strip()}`"
 
 
@@ -79,7 +82,9 @@ def page() -> str:
         ("consolidate", config.ConsolidateConfig),
         ("import_checkpoint", config.ImportCheckpointConfig),
         ("evaluate", config.EvaluateConfig),
+        ("verdict", config.VerdictConfig),
         ("suites", config.SuitesConfig),
+        ("probe", config.ProbeConfig),
         ("plan", config.PlanConfig),
         ("diagnose", config.DiagnoseConfig),
         ("doctor", config.DoctorConfig),

@@ -14,6 +14,7 @@ WORDS = {
     "averages": "verdict.averages",
     "suites": "suites.run",
     "goals": "verdict.goals",
+    "probe": "verdict.probe",
     "out": "verdict.out",
 }
 

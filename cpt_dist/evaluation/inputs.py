@@ -11,6 +11,7 @@ from pathlib import Path
 from cpt_dist.config import CptConfig
 from cpt_dist.data.remote import is_url
 from cpt_dist.errors import UserError
+from cpt_dist.evaluation.probe_claims import read_probes
 from cpt_dist.evaluation.suites.suite_file import read_suites
 from cpt_dist.model.folder import check_model_folder, max_positions
 from cpt_dist.run_directory import RunDirectory
@@ -85,10 +86,12 @@ def check_verdict_inputs(config: CptConfig) -> None:
         problems.append(f"verdict.margins: '{name}' is no source and no goal; those are {', '.join(sorted(known))}")
     try:
         suites = [suite.name for suite in read_suites(config.suites.run)]
+        suites += [record["probe"] for record in read_probes(config.verdict.probe)]
     except UserError as error:
         problems += error.problems
         suites = config.verdict.goals
     for name in sorted(set(config.verdict.goals) - set(suites)):
-        problems.append(f"verdict.goals: there is no suite '{name}' in suites.run ({', '.join(suites) or 'empty'})")
+        known_names = ", ".join(suites) or "empty"
+        problems.append(f"verdict.goals: there is no suite '{name}' in suites.run and no such probe ({known_names})")
     if problems:
         raise UserError(problems)

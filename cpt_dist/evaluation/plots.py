@@ -232,3 +232,18 @@ def suite_gains(suites: Sequence[dict[str, Any]]) -> str:
         axes.set(xlabel="gain (adapted - base, in the direction that is better)", ylim=(len(suites) - 0.5, -0.5))
         axes.set_yticks(range(len(suites)), [suite["suite"] for suite in suites])
         return _svg(figure, "suite-gains")
+
+
+def probe_scores(arms: Sequence[dict[str, Any]], bar: float) -> str:
+    """Scores of each arm of probe.json: hollow before fine-tuning, full for each seed; the line is chance's, or that of
+    the most frequent answer."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes(6.2, 0.9 + 0.45 * len(arms))
+        for place, arm in enumerate(arms):
+            values = [seed["score"]["value"] for seed in arm["seeds"]]
+            axes.plot(values, [place] * len(values), "o", color=_COLOURS[0])
+            axes.plot([arm["before"]["value"]], [place], "o", markerfacecolor="none", color=_COLOURS[0])
+        axes.axvline(bar, color=_COLOURS[3], linestyle="--")
+        axes.set(xlabel="score on the gold set", ylim=(len(arms) - 0.5, -0.5))
+        axes.set_yticks(range(len(arms)), [arm["arm"] for arm in arms])
+        return _svg(figure, "probe-scores")

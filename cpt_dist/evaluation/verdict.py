@@ -1,9 +1,9 @@
-"""Whether continued pretraining was worth it: claims about held-out text and suites, declared in the configuration.
+"""Whether continued pretraining was worth it: claims about held-out text, suites and probes, declared beforehand.
 
 Every domain source is a goal, every replay source has to be kept, and where there is a control arm the adapted model
-has to beat that one on the domain, too; claims about suites are in `verdict_suites.py`. Averages of base and adapted
-model are scored beside them for the picture of gain against forgetting; they decide nothing. How claims are tested is
-in `claims.py`.
+has to beat that one on the domain, too; those about suites are in `verdict_suites.py`, about probes in
+`probe_claims.py`. Averages of base and adapted model are scored beside them for the picture of gain against
+forgetting; they decide nothing. How claims are tested is in `claims.py`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from cpt_dist.evaluation.evaluate import (
     score_sets,
 )
 from cpt_dist.evaluation.inputs import check_verdict_inputs
+from cpt_dist.evaluation.probe_claims import probe_claims
 from cpt_dist.evaluation.scorers import packed_scorer
 from cpt_dist.evaluation.statistics import Estimate
 from cpt_dist.evaluation.verdict_suites import suite_claims
@@ -84,6 +85,7 @@ def judge(config: CptConfig, report: Callable[[str], None] = lambda line: None) 
     claims = claims_of(sets, scores, config.verdict)
     if config.suites.run:
         claims += suite_claims(config, folders, report)
+    claims += probe_claims(config, folders)
     verdict = decide(answers(claims, settings.confidence, settings.num_resamples, settings.seed))
     points = [point(name, sets, scores["base"], found, settings) for name, found in scores.items()]
     return Judgement(folders, same, settings, verdict, points)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt_dist.errors import UserError
+from cpt_dist.files import file_checksum, fingerprint
 
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
@@ -57,3 +58,9 @@ def max_positions(config: dict[str, Any]) -> int | None:
     """Tokens of the longest sequence that a config.json declares, or None where it declares no limit."""
     declared = [config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)]
     return declared[0] if declared else None
+
+
+def model_fingerprint(folder: str | Path) -> str:
+    """xxh3-128 (hex) of a model folder's files of weights and its tokenizer.json, by name; reads all of them."""
+    files = [*sorted(Path(folder).glob("*.safetensors")), Path(folder) / "tokenizer.json"]
+    return fingerprint({path.name: file_checksum(path) for path in files if path.is_file()})

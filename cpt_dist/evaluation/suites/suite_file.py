@@ -34,6 +34,7 @@ _OWN = {
     "stop": list,
     "extract": str,
 }
+_TEMPLATE = ("prompt", "choices", "answer", "delimiter")
 _TASK = {"task": str, "filter": str}
 _BOTH = {"name": str, "capability": str, "metric": str, "margin": float, "fewshot": int}
 _ONLY = {
@@ -136,6 +137,17 @@ def read_suite(path: Path) -> Suite:
     optional = {key: fields[key] for key in ("delimiter", "max_new_tokens", "stop", "extract") if key in fields}
     metric = fields.get("metric", METRICS[kind][0])
     return Suite(**common, metric=metric, kind=kind, items=items, examples=examples, **optional)
+
+
+def read_template_items(suite_path: Path, data: Path) -> tuple[dict[str, str], list[Item]]:
+    """The template of a suite file that `read_suite` has read, and the records of the file `data` as its items.
+
+    The template is what makes an item of a record: prompt, answer, delimiter, and the field of the choices. Raises
+    UserError with the first records that don't fit it.
+    """
+    fields = yaml.safe_load(suite_path.read_text(encoding="utf-8"))
+    items = _items(f"suite '{suite_path}'", data, fields)
+    return {"delimiter": " "} | {key: fields[key] for key in _TEMPLATE if key in fields}, items
 
 
 def _field_problems(fields: dict[Any, Any]) -> Iterator[str]:
