@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from cpt_dist.cluster_config import ClusterConfig, HealthConfig
+from cpt_dist.curation_pipeline_config import CurationPipelineConfig
 from cpt_dist.curriculum_config import CurriculumConfig
 from cpt_dist.diagnose_config import DiagnoseConfig
 from cpt_dist.doctor_config import DoctorConfig
@@ -30,6 +31,7 @@ from cpt_dist.program_configs import (
     EvaluateConfig,
     ImportCheckpointConfig,
     PlanConfig,
+    PrepareConfig,
 )
 from cpt_dist.replay_config import ReplayConfig
 from cpt_dist.rope_config import RopeConfig
@@ -113,6 +115,9 @@ class SourceConfig:
     """Field of a raw record that holds the document's label, a short text such as code or math."""
     strata: StrataConfig | None = None
     """How the source is parted by a score, length or label (docs/mixtures.md); read by training, not by prepare."""
+    curation: dict[str, Any] | None = None
+    """How prepare makes the raw text fit to train on before it's tokenised (docs/curation.md), such as
+    {profile: legal}; {} for the defaults, null: not at all."""
     grow: bool = False
     """Let prepare append what is new in `raw` to a complete source, as its next generation (docs/data.md)."""
 
@@ -139,6 +144,8 @@ class DataConfig:
     cut_min_tokens: int = 512
     """Ends of paragraphs and lines are recorded in documents of more tokens, for packing=structural; less than the
     shortest seq_len. 0 records none."""
+    curation: CurationPipelineConfig = field(default_factory=CurationPipelineConfig)
+    """How sources that ask for it (data.sources.NAME.curation) are curated together (docs/curation.md)."""
     num_workers: int = 0
     """Loader processes of a rank that assemble batches ahead; the batches are the same for any number."""
     take_down: str | None = None
@@ -360,6 +367,7 @@ class CptConfig:
     suites: SuitesConfig = field(default_factory=SuitesConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
     doctor: DoctorConfig = field(default_factory=DoctorConfig)

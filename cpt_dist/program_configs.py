@@ -62,6 +62,15 @@ class EvaluateConfig:
 
 
 @dataclass
+class PrepareConfig:
+    what: str = "shards"
+    """What launch/prepare.py makes: shards (curated first, where a source asks for it), curate (no further than that),
+    or report (of what curation did, made where it isn't yet). There also as plain what=report."""
+    out: str = "${data.curation.folder}/report"
+    """what=report: folder of report.json, report.md and report.html."""
+
+
+@dataclass
 class PlanConfig:
     what: str = "all"
     """What launch/plan.py shows: all (the whole run), data (what is read of each source, in detail), schedule (steps,

@@ -21,6 +21,7 @@ from cpt_dist.config import (
     parse_quantity,
 )
 from cpt_dist.context_config import context_problems
+from cpt_dist.curation_pipeline_config import PREPARE_WHAT, curation_pipeline_problems
 from cpt_dist.diagnose_config import diagnose_problems, diagnose_quantities
 from cpt_dist.doctor_config import doctor_problems
 from cpt_dist.errors import UserError, nearest
@@ -87,6 +88,18 @@ def _check_instructions(problems: list[str], name: str, source: SourceConfig) ->
         )
     if source.import_format is not None and (source.chat_field is not None or pair != [None, None]):
         problems.append(f"{key}: import_format takes tokens over, which have no chat or prompt field; take one out")
+
+
+def _check_curation(problems: list[str], name: str, source: SourceConfig) -> None:
+    key = f"data.sources.{name}.curation"
+    others = {
+        "import_format": source.import_format,
+        "chat_field": source.chat_field,
+        "prompt_field": source.prompt_field,
+        "grow": source.grow or None,
+    }
+    for other in [name for name, value in others.items() if value is not None]:
+        problems.append(f"{key}: only plain text is curated, all at one time; take out {other}, or this")
 
 
 def _check_strata(problems: list[str], name: str, source: SourceConfig) -> None:
@@ -209,8 +222,12 @@ def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]
         _check_cap(problems, name, source, config)
         _check_instructions(problems, name, source)
         _check_strata(problems, name, source)
+        if source.curation is not None:
+            _check_curation(problems, name, source)
         if source.import_format is not None:
             one_of(problems, f"data.sources.{name}.import_format", source.import_format, IMPORT_FORMATS)
+    one_of(problems, "prepare.what", config.prepare.what, PREPARE_WHAT)
+    problems.extend(f"data.curation.{one}" for one in curation_pipeline_problems(config.data.curation))
     problems.extend(f"schedule.{one}" for one in schedule_problems(config.schedule))
     problems.extend(plan_problems(config))
     problems.extend(context_problems(config))
@@ -230,6 +247,7 @@ def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]
     for what, value in {
         "data.shard_tokens": config.data.shard_tokens,
         "data.cache_bytes": config.data.cache_bytes,
+        "data.curation.block_bytes": config.data.curation.block_bytes,
         "evaluation.max_tokens": config.evaluation.max_tokens,
         "consolidate.max_shard_size": config.consolidate.max_shard_size,
         "import_checkpoint.max_shard_size": config.import_checkpoint.max_shard_size,

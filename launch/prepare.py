@@ -1,15 +1,27 @@
-"""Raw text to token shards: python launch/prepare.py model.path=… data=… (docs/prepare.md)."""
+"""Raw text to token shards: python launch/prepare.py model.path=… data=… (docs/prepare.md, docs/curation.md)."""
 
 from cpt_dist.cli import run
 from cpt_dist.config import CptConfig
 
 
 def main(config: CptConfig) -> None:
-    """Prepare every source of `config.data.sources`."""
+    """Curate the sources that ask for it, and prepare every source of `config.data.sources`."""
+    from cpt_dist.data.curated import with_curated_sources
     from cpt_dist.data.prepare import prepare
 
-    prepare(config)
+    config, curated = with_curated_sources(config)
+    if config.prepare.what == "shards":
+        prepare(config, curated)
 
 
 if __name__ == "__main__":
-    run(main, needs=("data.sources", "data.shards", "data.tokenizer"))
+    run(
+        main,
+        needs=("data.sources", "data.shards", "data.tokenizer"),
+        short={
+            "what": "prepare.what",
+            "executor": "data.curation.executor",
+            "tasks": "data.curation.tasks",
+            "out": "data.shards",
+        },
+    )

@@ -29,3 +29,8 @@ def normalise(text: str) -> str:
 def document_id(text: str) -> bytes:
     """The 16 bytes (big endian) of xxh3-128 over the UTF-8 form of normalised `text`."""
     return xxhash.xxh3_128_digest(text.encode("utf-8"))
+
+
+def is_held_out(doc_id: bytes, fraction: float) -> bool:
+    """Whether a document is kept for evaluation: a pure function of its id, so it's the same in every corpus."""
+    return int.from_bytes(doc_id[:8], "big") < int(fraction * 2**64)

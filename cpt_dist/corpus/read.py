@@ -25,8 +25,20 @@ if TYPE_CHECKING:
 READ_BYTES = 1 << 20
 BATCH_ROWS = 256
 INVALID_UTF8, INVALID_JSON, NO_TEXT = "invalid_utf8", "invalid_json", "no_text_field"
+LINES_END = "lines_end"
+"""No record: what ends a range of lines; its index is their number."""
 Fields = str | tuple[str, ...]
 """The name of the field that holds the text, or the names of several of any type."""
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Fields of which a record may lack some; its text is what they say, joined by line ends."""
+
+    names: tuple[str, ...]
+
+
+TextField = Fields | AnyOf
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -113,10 +125,31 @@ def _as_json(value: Any, names: tuple[str, ...]) -> str | None:
     return json.dumps({name: value[name] for name in names}, ensure_ascii=False, default=str)
 
 
-def _text_of(value: Any, text_field: Fields, policy: str) -> tuple[str | None, str | None, bool]:
+def _strings(value: Any) -> Iterator[str]:
+    """The texts in a value, in their order: itself, or those in a list or an object."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _joined(value: Any, names: Sequence[str]) -> str | None:
+    """What the named fields of a record say; None where they say nothing."""
+    if not isinstance(value, dict):
+        return None
+    return "\n".join(text for name in names for text in _strings(value.get(name))) or None
+
+
+def _text_of(value: Any, text_field: TextField, policy: str) -> tuple[str | None, str | None, bool]:
     """(text, problem, repaired) of a decoded JSON value."""
     if isinstance(text_field, tuple):
         text = _as_json(value, text_field)
+    elif isinstance(text_field, AnyOf):
+        text = _joined(value, text_field.names)
     else:
         text = value.get(text_field) if isinstance(value, dict) else None
     if not isinstance(text, str):
@@ -130,28 +163,57 @@ def _text_of(value: Any, text_field: Fields, policy: str) -> tuple[str | None, s
     return text, None, False
 
 
-def _read_jsonl(path: Path, text_field: Fields, policy: str, start: int, others: Sequence[str]) -> Iterator[Record]:
+def _read_jsonl(path: Path, text_field: TextField, policy: str, start: int, others: Sequence[str]) -> Iterator[Record]:
     for index, (offset, line) in enumerate(_lines(path)):
-        if index < start:
-            continue
-        raw = line.removeprefix(_BOM) if index == 0 else line
-        if not raw.strip():
-            continue
-        decoded, repaired = _decode(raw, policy)
-        if decoded is None:
-            yield Record(str(path), index, offset, None, INVALID_UTF8)
-            continue
-        try:
-            value = json.loads(decoded)
-        except (ValueError, RecursionError):  # ValueError: also an integer of more than 4,300 digits
-            yield Record(str(path), index, offset, None, INVALID_JSON)
-            continue
-        text, problem, half = _text_of(value, text_field, policy)
-        values = {name: value[name] for name in others if name in value} if text is not None else {}
-        yield Record(str(path), index, offset, text, problem, text is not None and (repaired or half), values)
+        if index >= start and (record := _json_record(path, index, offset, line, text_field, policy, others)):
+            yield record
 
 
-def _read_text(path: Path, text_field: Fields, policy: str, start: int, others: Sequence[str]) -> Iterator[Record]:
+def _json_record(
+    path: Path, index: int, offset: int, line: bytes, text_field: TextField, policy: str, others: Sequence[str]
+) -> Record | None:
+    """The record of a line, None for a blank one."""
+    raw = line.removeprefix(_BOM) if offset == 0 else line
+    if not raw.strip():
+        return None
+    decoded, repaired = _decode(raw, policy)
+    if decoded is None:
+        return Record(str(path), index, offset, None, INVALID_UTF8)
+    try:
+        value = json.loads(decoded)
+    except (ValueError, RecursionError):  # ValueError: also an integer of more than 4,300 digits
+        return Record(str(path), index, offset, None, INVALID_JSON)
+    text, problem, half = _text_of(value, text_field, policy)
+    values = {name: value[name] for name in others if name in value} if text is not None else {}
+    return Record(str(path), index, offset, text, problem, text is not None and (repaired or half), values)
+
+
+def read_jsonl_range(
+    path: Path, text_field: TextField, policy: str, others: Sequence[str], span: tuple[int, int]
+) -> Iterator[Record]:
+    """The records of a plain JSONL file's lines that begin in bytes [start, stop), numbered from the first of them.
+
+    The last one is none: its problem is `LINES_END` and its index the number of lines, blank ones included. Raises
+    UserError where the file can't be read.
+    """
+    start, stop = span
+    try:
+        with open(path, "rb") as handle:
+            if start:
+                handle.seek(start - 1)
+                handle.readline()  # the rest of a line that begins before, or the LF of the one that ends there
+            index, offset = 0, handle.tell()
+            while offset < stop and (line := handle.readline()):
+                record = _json_record(path, index, offset, line.removesuffix(b"\n"), text_field, policy, others)
+                index, offset = index + 1, offset + len(line)
+                if record:
+                    yield record
+            yield Record(str(path), index, offset, None, LINES_END)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _read_text(path: Path, text_field: TextField, policy: str, start: int, others: Sequence[str]) -> Iterator[Record]:
     if start == 0:
         text, repaired = _decode(b"".join(_blocks(path)).removeprefix(_BOM), policy)
         yield Record(str(path), 0, 0, text, None if text is not None else INVALID_UTF8, repaired)
@@ -170,12 +232,27 @@ def _json_column(table: pyarrow.RecordBatch | pyarrow.Table, names: tuple[str, .
     return column
 
 
-def _text_column(path: Path, table: pyarrow.RecordBatch | pyarrow.Table, text_field: Fields) -> list[bytes | None]:
+def _joined_column(table: pyarrow.RecordBatch | pyarrow.Table, names: Sequence[str]) -> list[bytes | None]:
+    """What each row's fields say, those that the table has."""
+    chosen = table.select([name for name in names if name in table.schema.names])
+    column: list[bytes | None] = []
+    for row in range(chosen.num_rows):
+        try:
+            text = _joined(chosen.slice(row, 1).to_pylist()[0], names)
+            column.append(None if text is None else text.encode("utf-8"))
+        except UnicodeDecodeError:
+            column.append(b"\xff")
+    return column
+
+
+def _text_column(path: Path, table: pyarrow.RecordBatch | pyarrow.Table, text_field: TextField) -> list[bytes | None]:
     """The text column as bytes: Arrow doesn't check that its strings are UTF-8."""
     import pyarrow as pa
 
     if isinstance(text_field, tuple):
         return _json_column(table, text_field)
+    if isinstance(text_field, AnyOf):
+        return _joined_column(table, text_field.names)
     column = table.column(text_field)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -188,7 +265,7 @@ def _text_column(path: Path, table: pyarrow.RecordBatch | pyarrow.Table, text_fi
 def _read_table(
     path: Path,
     batches: Iterator[pyarrow.RecordBatch | pyarrow.Table],
-    text_field: Fields,
+    text_field: TextField,
     policy: str,
     start: int,
     others: Sequence[str],
@@ -204,15 +281,20 @@ def _read_table(
                 yield Record(str(path), row, None, None, NO_TEXT)
             else:
                 # What is left of a JSON object with a bad byte in it would be no record.
-                text, repaired = _decode(raw, "drop" if isinstance(text_field, tuple) else policy)
+                text, repaired = _decode(raw, policy if isinstance(text_field, str) else "drop")
                 values = {name: column[place] for name, column in columns.items()}
                 problem = None if text is not None else INVALID_UTF8
                 yield Record(str(path), row, None, text, problem, repaired, values)
         index += batch.num_rows
 
 
-def _columns(path: Path, columns: list[str], text_field: Fields) -> list[str]:
+def _columns(path: Path, columns: list[str], text_field: TextField) -> list[str]:
     """The names of the columns to read; UserError where one isn't in the table."""
+    if isinstance(text_field, AnyOf):
+        wanted = [name for name in text_field.names if name in columns]
+        if not wanted:
+            raise UserError(f"'{path}' has none of the columns {', '.join(text_field.names)}; it has {columns}")
+        return wanted
     if isinstance(text_field, tuple):
         wanted, key = list(text_field), "chat_field, or prompt_field and completion_field"
     else:
@@ -227,7 +309,14 @@ def _columns(path: Path, columns: list[str], text_field: Fields) -> list[str]:
     return wanted
 
 
-def _read_parquet(path: Path, text_field: Fields, policy: str, start: int, others: Sequence[str]) -> Iterator[Record]:
+def _read_parquet(
+    path: Path,
+    text_field: TextField,
+    policy: str,
+    start: int,
+    others: Sequence[str],
+    row_groups: Sequence[int] | None = None,
+) -> Iterator[Record]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -235,13 +324,23 @@ def _read_parquet(path: Path, text_field: Fields, policy: str, start: int, other
         with parquet.ParquetFile(path) as file:
             columns = _columns(path, file.schema_arrow.names, text_field)
             present = [name for name in others if name in file.schema_arrow.names]
-            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=sorted({*columns, *present}))
+            names = sorted({*columns, *present})
+            batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=row_groups, columns=names)
             yield from _read_table(path, batches, text_field, policy, start, others)
     except (pa.ArrowInvalid, OSError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from error
 
 
-def _read_dataset(path: Path, text_field: Fields, policy: str, start: int, others: Sequence[str]) -> Iterator[Record]:
+def read_row_groups(
+    path: Path, text_field: TextField, policy: str, others: Sequence[str], row_groups: Sequence[int]
+) -> Iterator[Record]:
+    """The records of some row groups of a Parquet file, numbered from the first of them."""
+    yield from _read_parquet(path, text_field, policy, 0, others, row_groups)
+
+
+def _read_dataset(
+    path: Path, text_field: TextField, policy: str, start: int, others: Sequence[str]
+) -> Iterator[Record]:
     import pyarrow as pa
     from datasets import load_from_disk
 
@@ -259,7 +358,7 @@ _READERS = {"jsonl": _read_jsonl, "text": _read_text, "parquet": _read_parquet, 
 
 
 def read_records(
-    item: InputFile, text_field: Fields = "text", policy: str = "drop", start: int = 0, others: Sequence[str] = ()
+    item: InputFile, text_field: TextField = "text", policy: str = "drop", start: int = 0, others: Sequence[str] = ()
 ) -> Iterator[Record]:
     """The records of one input from index `start` on, in order, with their values under the fields `others`.
 

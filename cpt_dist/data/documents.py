@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cpt_dist.corpus.inputs import InputFile
-from cpt_dist.corpus.normalise import document_id, normalise
+from cpt_dist.corpus.normalise import document_id, is_held_out, normalise
 from cpt_dist.corpus.read import read_records
 from cpt_dist.data.shard_writer import Document
 
@@ -82,11 +82,6 @@ class Counts:
     def as_json(self) -> dict[str, Any]:
         """A copy as plain JSON values, reasons in alphabetic order."""
         return {**asdict(self), "dropped": dict(sorted(self.dropped.items()))}
-
-
-def is_held_out(doc_id: bytes, fraction: float) -> bool:
-    """Whether a document is kept for evaluation: a pure function of its id, so it's the same in every corpus."""
-    return int.from_bytes(doc_id[:8], "big") < int(fraction * 2**64)
 
 
 def fates(

@@ -15,17 +15,19 @@ from typing import Any
 
 from cpt_dist.config import CptConfig
 from cpt_dist.data.columns import Columns
+from cpt_dist.data.curated import curated_fates
 from cpt_dist.data.documents import Counts, Fate, batches, fates
 from cpt_dist.data.generations import grown_manifest, whole_fingerprints
 from cpt_dist.data.imports import imported
 from cpt_dist.data.instructions import instruction_fates
-from cpt_dist.data.journal import Journal, difference, locked
+from cpt_dist.data.journal import Journal
 from cpt_dist.data.prepare_display import PrepareDisplay
 from cpt_dist.data.prepare_task import Task, plan_tasks
 from cpt_dist.data.shard_writer import Part, write_held_out, write_provenance, write_shard
 from cpt_dist.data.shards import MANIFEST, read_manifest, recorded_ids
 from cpt_dist.errors import UserError
 from cpt_dist.files import fingerprint, write_json
+from cpt_dist.work_folder import difference, locked
 
 HELD_OUT_PART_BYTES = 256 << 20
 _OWN_FILE = re.compile(r"\..*\.tmp\.\d+|(shard|provenance|held_out)-\d{5}\..*")
@@ -44,14 +46,16 @@ class PreparedSource:
     """A generation was appended to what was complete."""
 
 
-def prepare(config: CptConfig) -> list[PreparedSource]:
+def prepare(config: CptConfig, curated: Mapping[str, str] | None = None) -> list[PreparedSource]:
     """Prepare every source of `config.data.sources`, in their order; print progress and a table of counts.
+
+    `curated` maps sources whose raw files are curated documents (`curated.py`) to the fingerprint of these.
 
     A document found in several sources stays in the first. Raises UserError for raw files that are missing, damaged
     or of an unknown format, a source of which nothing is kept, a folder prepared with other settings or inputs (new
     inputs of a source that may grow become its next generation), and a folder that another process is writing.
     """
-    tasks = plan_tasks(config)
+    tasks = plan_tasks(config, curated or {})
     _refuse_other_settings(tasks)
     finished: list[PreparedSource] = []
     seen: set[bytes] = set()
@@ -273,6 +277,8 @@ def _stream(task: Task, seen: set[bytes], start: Any) -> Iterator[list[Fate]]:
     if task.config.import_format:
         return imported(task.inputs, task.config.import_column, task.rules, task.tokenizer, seen, start)
     others = task.columns().fields
+    if task.curated is not None:
+        return batches(curated_fates(task.inputs, task.rules, seen, start, others))
     if task.instructions:
         return batches(instruction_fates(task.inputs, task.instructions, task.rules, seen, start, others))
     return batches(fates(task.inputs, task.rules, seen, start, others))

@@ -39,6 +39,8 @@ class Task:
     tokenizer: DocumentTokenizer
     instructions: Instructions | None
     cut_min_tokens: int
+    curated: str | None = None
+    """Fingerprint of the curated documents that `inputs` are; None where they are raw files."""
     first_numbers: Mapping[str, int] = field(default_factory=dict)
     """List of the manifest -> files in it of earlier generations, whose numbers are taken."""
 
@@ -63,6 +65,7 @@ class Task:
             "pipeline": {
                 "normalisation": NORMALISATION,
                 **vars(self.rules),
+                **({"curation": self.curated} if self.curated else {}),
                 **self._import_settings(),
                 **(self.instructions.settings if self.instructions else {}),
                 **self.columns().settings,
@@ -102,8 +105,11 @@ class Task:
         return [input_state(item, known.get(str(item.path))) for item in self.inputs]
 
 
-def plan_tasks(config: CptConfig) -> list[Task]:
-    """The task of each source, in their order; UserError with every source whose raw files can't be found."""
+def plan_tasks(config: CptConfig, curated: Mapping[str, str]) -> list[Task]:
+    """The task of each source, in their order; `curated` maps some to the fingerprint of what their files are.
+
+    Raises UserError with every source whose raw files can't be found.
+    """
     data = config.data
     if not data.sources:
         raise UserError("data.sources is empty; name at least one source with its raw files (data=…)")
@@ -140,6 +146,7 @@ def plan_tasks(config: CptConfig) -> list[Task]:
             tokenizer=tokenizer,
             instructions=instructions_of(name, source, tokenizer, found[name]),
             cut_min_tokens=data.cut_min_tokens,
+            curated=curated.get(name),
         )
         for name, source in data.sources.items()
     ]

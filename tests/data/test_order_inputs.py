@@ -131,12 +131,12 @@ NOTHING = {
         # What prepare reads is in the fingerprint of the shards.
         **dict.fromkeys(["raw", "role", "licence", "text_field", "chat_field", "chat_format", "prompt_field"]),
         **dict.fromkeys(["completion_field", "language", "import_format", "import_column"]),
-        **dict.fromkeys(["score_fields", "label_field", "grow"]),
+        **dict.fromkeys(["score_fields", "label_field", "grow", "curation"]),
         "spill_to": None,  # needs on_cap, and goes with it
     },
     "DataConfig": {
         **dict.fromkeys(["sources", "shards", "tokenizer", "separator", "held_out_fraction", "shard_tokens"]),
-        **dict.fromkeys(["invalid_utf8", "min_bytes"]),
+        **dict.fromkeys(["invalid_utf8", "min_bytes", "curation"]),
         "cut_min_tokens": 64,  # what prepare recorded is in the fingerprint of the shards
         "num_workers": 3,
         "take_down": "list.txt",  # becomes an entry of the ledger

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from cpt_dist.config import CptConfig
 from cpt_dist.corpus.normalise import document_id, normalise
 from cpt_dist.data.documents import is_held_out
-from cpt_dist.data.journal import locked
 from cpt_dist.data.prepare import prepare
 from cpt_dist.data.shards import Source, read_held_out
 from cpt_dist.errors import UserError
+from cpt_dist.work_folder import locked
 from tests.helpers.corpora import corpus_config, write_jsonl
 from tests.helpers.tokenizer import BOS, EOS, tiny_tokenizer
 

@@ -8,33 +8,18 @@ the items, however large the data. A hash finds candidates; each is confirmed wo
 from __future__ import annotations
 
 import itertools
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import xxhash
 
+from cpt_dist.corpus.ngrams import NgramIndex
 from cpt_dist.data.shards import Source
 
-FEWEST_WORDS = 8
-"""Items with fewer words are not searched for: they would be found by chance."""
-TEMPLATE_ITEMS, TEMPLATE_SHARE = 10, 0.1
-"""An n-gram in at least so many items and more than this share of them is the wording of the task, not of an item."""
 PIECE_TOKENS = 1 << 18
 _TOKENS_PER_WORD = 16
-_CACHED_WORDS = 1 << 20
-_BASE = np.uint64(0x9E3779B97F4A7C15)
-_CJK = "\u3040-\u30ff\u3400-\u9fff"
-_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 Decode = Callable[[Sequence[Sequence[int]]], list[str]]
 """Texts of many sequences of tokens."""
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation; each CJK character is one."""
-    return _WORD.findall(text.casefold())
 
 
 @dataclass(frozen=True)
@@ -55,69 +40,6 @@ class Found:
     items: dict[int, Evidence] = field(default_factory=dict)
     documents: int = 0
     tokens: int = 0
-
-
-class NgramIndex:
-    """The n-grams of evaluation items, to be looked up in training text."""
-
-    def __init__(self, texts: Sequence[str], n: int, suites: Sequence[str] = ()) -> None:
-        """`texts` are the items' questions with their answers; n words in a row make an item found.
-
-        `suites` says which suite each item belongs to (default: all to one); wording is what a suite's items share.
-        An item of fewer words, but at least `FEWEST_WORDS` (or n, if that is less), is found by all of them in a row.
-        """
-        suites = suites or [""] * len(texts)
-        sizes = Counter(suites)
-        self.unchecked: list[int] = []
-        """Items that are too short to be searched for, or consist of the task's wording only."""
-        shared: Counter[tuple[str, tuple[str, ...]]] = Counter()
-        grams: list[set[tuple[str, ...]]] = []
-        hashes: dict[int, list[np.ndarray]] = {}
-        self._word_hashes: dict[str, int] = {}
-        for suite, text in zip(suites, texts, strict=True):
-            words = words_of(text)
-            size = min(n, len(words))
-            enough = size >= min(FEWEST_WORDS, n)
-            mine = {tuple(words[i : i + size]) for i in range(len(words) - size + 1)} if enough else set()
-            grams.append(mine)
-            if enough:
-                hashes.setdefault(size, []).append(self._hashes(words, size))
-            shared.update((suite, gram) for gram in mine)
-        most = {suite: max(TEMPLATE_ITEMS - 1, TEMPLATE_SHARE * size) for suite, size in sizes.items()}
-        self._items: dict[tuple[str, ...], list[int]] = {}
-        for item, (suite, mine) in enumerate(zip(suites, grams, strict=True)):
-            own = [gram for gram in mine if shared[suite, gram] <= most[suite]]
-            if not own:
-                self.unchecked.append(item)
-            for gram in own:
-                self._items.setdefault(gram, []).append(item)
-        self._sorted = {size: np.unique(np.concatenate(parts)) for size, parts in sorted(hashes.items())}
-
-    def _hashes(self, words: list[str], size: int) -> np.ndarray:
-        """Hash of every `size` words in a row, uint64 [words - size + 1] (polynomial, modulo 2^64)."""
-        if len(self._word_hashes) > _CACHED_WORDS:
-            self._word_hashes.clear()
-        cache = self._word_hashes
-        for word in words:
-            if word not in cache:
-                cache[word] = xxhash.xxh3_64_intdigest(word.encode())
-        values = np.fromiter((cache[word] for word in words), dtype=np.uint64, count=len(words))
-        count = len(words) - size + 1
-        total = np.zeros(max(count, 0), dtype=np.uint64)
-        for offset in range(size if count > 0 else 0):
-            total = total * _BASE + values[offset : offset + count]
-        return total
-
-    def items_in(self, text: str) -> Iterator[tuple[int, str]]:
-        """(item, words found) for every n-gram of an item that occurs in `text`."""
-        words = words_of(text)
-        for size, known in self._sorted.items():
-            hashes = self._hashes(words, size)
-            places = np.searchsorted(known, hashes).clip(max=len(known) - 1)
-            for start in np.flatnonzero(known[places] == hashes):
-                gram = tuple(words[start : start + size])
-                for item in self._items.get(gram, ()):
-                    yield item, " ".join(gram)
 
 
 def search(

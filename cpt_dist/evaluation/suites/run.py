@@ -16,12 +16,13 @@ import torch
 from tokenizers import Tokenizer
 
 from cpt_dist.config import CptConfig, parse_quantity
+from cpt_dist.corpus.ngrams import NgramIndex
 from cpt_dist.data.remote import as_folder, shards_folder
 from cpt_dist.data.shards import Source, is_complete, tokenizer_fingerprint
 from cpt_dist.evaluation.scorers import packed_logits
 from cpt_dist.evaluation.suites.answers import Answerer
 from cpt_dist.evaluation.suites.compare import Judge, SuiteResult, compare_items, compare_scores, with_outcomes
-from cpt_dist.evaluation.suites.contamination import Evidence, NgramIndex, search
+from cpt_dist.evaluation.suites.contamination import Evidence, search
 from cpt_dist.evaluation.suites.generations import Continuations, continue_prompts, read_prompts
 from cpt_dist.evaluation.suites.probes import Fact, ProbeResult, compare_facts, read_facts, score_facts
 from cpt_dist.evaluation.suites.suite_file import Suite, read_suites

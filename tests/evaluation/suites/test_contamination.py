@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from cpt_dist.config import CptConfig
+from cpt_dist.corpus.ngrams import NgramIndex, words_of
 from cpt_dist.data.prepare import prepare
 from cpt_dist.evaluation.suites import contamination
 from cpt_dist.evaluation.suites.compare import Judge, compare_scores
-from cpt_dist.evaluation.suites.contamination import NgramIndex, search, words_of
+from cpt_dist.evaluation.suites.contamination import search
 from cpt_dist.evaluation.suites.run import Answers, Questions, compare_answers
 from cpt_dist.evaluation.suites.suite_file import Suite
 from cpt_dist.evaluation.suites.tasks import SuiteScores

@@ -1,0 +1,106 @@
+"""First stage: raw records become normalised documents with ids, and the ids go into buckets.
+
+Nothing here needs another document. The bytes of a unit's files depend on its block alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from cpt_dist.corpus.curation.apply import Tally, apply
+from cpt_dist.corpus.curation.job import READ, CuratedSource, Job, Unit, file_of, write_record
+from cpt_dist.corpus.curation.step_lists import step_lists
+from cpt_dist.corpus.curation.tables import (
+    DOCUMENTS,
+    DROPPED,
+    DroppedDocument,
+    TableWriter,
+    document_row,
+    dropped_row,
+)
+from cpt_dist.corpus.read import LINES_END, Record
+from cpt_dist.corpus.slices import read_slice
+from cpt_dist.corpus.step import CuratedDocument, Origin
+from cpt_dist.files import atomic_write, file_checksum
+
+EMPTY = "empty"
+READ_STEP = "read"
+IDS = np.dtype([("id", "V16"), ("row", "<u4")])
+
+
+def read_unit(job: Job, unit: Unit) -> None:
+    """Write `unit`'s documents, its dropped records and its ids by bucket."""
+    stem, source, tally = job.stem(READ, unit), job.source_of(unit), Tally()
+    ids: list[bytes] = []
+    lines = 0
+    repaired = 0
+    steps = step_lists(source).before_dedup
+    documents, dropped = file_of(stem, "parquet"), file_of(stem, "dropped.parquet")
+    with TableWriter(documents, DOCUMENTS) as kept_rows, TableWriter(dropped, DROPPED) as dropped_rows:
+        for part in source.blocks[unit.block].slices:
+            for record in read_slice(part, source.text_field, job.invalid_utf8, source.fields):
+                if record.problem == LINES_END:
+                    lines += record.index
+                    continue
+                repaired += record.repaired
+                for result in _results(source, record, steps, tally):
+                    if isinstance(result, CuratedDocument):
+                        kept_rows.add(document_row(result), len(result.text))
+                        ids.append(result.id)
+                        tally.note(result)
+                    else:
+                        dropped_rows.add(dropped_row(result, source.name), result.num_bytes)
+    starts = _write_ids(job, stem, ids)
+    write_record(
+        stem,
+        {
+            **tally.as_json(),
+            "job": job.fingerprint,
+            "documents": len(ids),
+            "lines": lines,
+            "repaired_utf8": repaired,
+            "ids_by_bucket": starts,
+            "xxh3": file_checksum(documents),
+        },
+    )
+
+
+def _results(
+    source: CuratedSource, record: Record, steps: Any, tally: Tally
+) -> Iterator[CuratedDocument | DroppedDocument]:
+    origin = Origin(record.file, record.index, record.byte)
+    if record.text is None:
+        tally.of(READ_STEP).drop(str(record.problem), 0)
+        yield DroppedDocument(READ_STEP, str(record.problem), "", origin)
+        return
+    size = len(record.text.encode())
+    tally.of(READ_STEP).keep(size, size)
+    scores = {
+        name: float(value)
+        for name, field in source.score_fields.items()
+        if isinstance(value := record.values.get(field), (int, float)) and not isinstance(value, bool)
+    }
+    label = record.values.get(source.label_field) if source.label_field else None
+    labels = {"label": label.strip()} if isinstance(label, str) and label.strip() else {}
+    yield from apply(steps, CuratedDocument(b"", record.text, source.name, origin, scores, labels), tally)
+
+
+def _write_ids(job: Job, stem: Any, ids: list[bytes]) -> list[int]:
+    """Write (id, row) ordered by bucket, then row; returns where each bucket begins, and the end."""
+    table = np.empty(len(ids), IDS)
+    table["id"] = np.frombuffer(b"".join(ids), "V16") if ids else np.empty(0, "V16")
+    table["row"] = np.arange(len(ids))
+    buckets = bucket_of(table["id"], job.num_buckets)
+    order = np.argsort(buckets, kind="stable")
+    with atomic_write(file_of(stem, "ids.npy")) as handle:
+        np.save(handle, table[order])
+    return [int(at) for at in np.searchsorted(buckets[order], np.arange(job.num_buckets + 1))]
+
+
+def bucket_of(ids: np.ndarray, num_buckets: int) -> np.ndarray:
+    """The bucket of each id (V16), by its last 8 bytes: the first ones decide what is held out."""
+    halves = np.ascontiguousarray(ids).view("<u8").reshape(-1, 2)
+    return halves[:, 1] % np.uint64(num_buckets)
