@@ -4,6 +4,15 @@ from cpt_dist.cli import run
 from cpt_dist.config import CptConfig
 
 
+def problems_of_curation(config: CptConfig) -> list[str]:
+    """What is wrong with the settings under data.sources.NAME.curation."""
+    if all(source.curation is None for source in config.data.sources.values()):
+        return []
+    from cpt_dist.corpus.curation.step_lists import curation_problems
+
+    return curation_problems(config)
+
+
 def main(config: CptConfig) -> None:
     """Curate the sources that ask for it, and prepare every source of `config.data.sources`."""
     from cpt_dist.data.curated import with_curated_sources
@@ -24,4 +33,5 @@ if __name__ == "__main__":
             "tasks": "data.curation.tasks",
             "out": "data.shards",
         },
+        checks=(problems_of_curation,),
     )

@@ -53,7 +53,7 @@ def curation_config(root, sources=SOURCES, tasks=1, held_out=0.0, **curation):
     for name, source in config.data.sources.items():
         source.curation = {}
         source.role = "domain" if name == "law" else "replay"
-    settings = {"folder": str(Path(root) / "curated"), "tasks": tasks, "block_bytes": "4096"}
+    settings = {"folder": str(Path(root) / "curated"), "tasks": tasks, "block_bytes": "20000"}
     config.data.curation = dataclasses.replace(config.data.curation, **settings | curation)
     return config
 
@@ -155,7 +155,7 @@ def test_killed_anywhere_and_with_any_number_of_tasks_the_files_are_the_same(don
     expected = files_below(done[0] / "curated")
     target = tmp_path / "curated"
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
-    for number in (5, 58):
+    for number in (7, 30):
         arguments = [sys.executable, "-c", KILLED, str(ROOT), str(done[0]), str(target), str(number)]
         assert subprocess.run(arguments, env=environment, timeout=120, check=False).returncode == -signal.SIGKILL
     curate(curation_config(done[0], folder=str(target), tasks=3, workers=2))

@@ -111,7 +111,7 @@ def _plan(config: CptConfig, chosen: dict[str, SourceConfig], folder: Path) -> t
     inputs = _inputs(chosen, pipeline.decontamination)
     times = _read_json(folder / TIMES) if (folder / TIMES).is_file() else {}
     states = {name: [input_state(item, _known(times, item)) for item in items] for name, items in inputs.items()}
-    steps = {name: resolved_steps(source.curation or {}) for name, source in chosen.items()}
+    steps = {name: resolved_steps(source.curation or {}, name) for name, source in chosen.items()}
     block_bytes = parse_quantity(pipeline.block_bytes, "data.curation.block_bytes")
     plan = {
         "format": FORMAT,

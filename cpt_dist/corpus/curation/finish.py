@@ -25,7 +25,7 @@ from cpt_dist.corpus.curation.job import (
 from cpt_dist.corpus.curation.near import near_duplicates_of
 from cpt_dist.corpus.curation.paragraphs import ParagraphCutter
 from cpt_dist.corpus.curation.score import first_record
-from cpt_dist.corpus.curation.step_lists import step_lists
+from cpt_dist.corpus.curation.step_lists import after_near_dedup, of_chunking
 from cpt_dist.corpus.curation.tables import (
     DROPPED,
     DroppedDocument,
@@ -114,11 +114,11 @@ def _evaluation_index(job: Job) -> tuple[NgramIndex, list[str]]:
 
 
 def _steps(job: Job, unit: Unit) -> Sequence[Step | Splitter]:
-    lists = step_lists(job.source_of(unit), job)
+    source = job.source_of(unit)
     has_evaluation = any(source.name == EVALUATION for source in job.sources)
     paragraphs = [ParagraphCutter(job, unit)] if job.pipeline.paragraph_duplicates.enabled else []
     decontaminate = [Decontaminate(job)] if has_evaluation else []
-    return [*paragraphs, *lists.after_near_dedup, *decontaminate, *lists.chunking]
+    return [*paragraphs, *after_near_dedup(source), *decontaminate, *of_chunking(source)]
 
 
 def finish_unit(job: Job, unit: Unit) -> None:

@@ -35,6 +35,8 @@ NEAR = np.dtype([("unit", "<u4"), ("row", "<u4"), ("keeper", "<u4"), ("keeper_id
 """A near-duplicate, by unit and row, and what stays instead: its unit, its id, and how like it is."""
 MOST_LEADERS = 64
 """Documents of one bucket that others are compared with; more that are unlike each other share a band by chance."""
+BAND_GROUPS = 4
+"""Units that the bands are dealt out to, for each bucket of hashes."""
 LARGEST_LISTED = 100
 _ROW_BITS = np.uint64(32)
 _GATHERED = 1 << 16
@@ -74,14 +76,26 @@ def _by_unit(nodes: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
 
 
 def band_buckets(job: Job) -> int:
-    """Buckets of the search: one for each band and part of its hashes."""
-    near = job.pipeline.near_duplicates
-    return choose_bands(near.threshold, near.permutations).count * job.num_buckets
+    """Buckets of the search: each takes some of the bands and a part of their hashes."""
+    return BAND_GROUPS * job.num_buckets
 
 
 def band_bucket(job: Job, bucket: int) -> None:
     """Write the pairs of like documents, [pairs, 2] nodes, among those that share a hash of this bucket."""
-    band, part = divmod(bucket, job.num_buckets)
+    group, part = divmod(bucket, job.num_buckets)
+    near = job.pipeline.near_duplicates
+    bands = range(group, choose_bands(near.threshold, near.permutations).count, BAND_GROUPS)
+    found = [_pairs_of_band(job, band, part) for band in bands]
+    pairs = np.unique(np.concatenate([np.empty((0, 2), NODE), *(pairs for pairs, _ in found)]), axis=0)
+    stem = job.bucket_stem(BANDS, bucket)
+    with atomic_write(file_of(stem, "npy")) as handle:
+        np.save(handle, pairs)
+    candidates = sum(number for _, number in found)
+    write_record(stem, {"job": job.fingerprint, "candidates": candidates, "pairs": len(pairs)})
+
+
+def _pairs_of_band(job: Job, band: int, part: int) -> tuple[np.ndarray, int]:
+    """(pairs of like documents, documents that share a hash with another one)."""
     hashes, nodes = _members(job, band, part)
     order = np.lexsort((nodes, hashes))
     hashes, nodes = hashes[order], nodes[order]
@@ -90,11 +104,7 @@ def band_bucket(job: Job, bucket: int) -> None:
     starts = np.flatnonzero(is_first)
     sizes = np.diff(np.append(starts, len(hashes)))
     shared = np.repeat(sizes > 1, sizes)
-    pairs = _like_pairs(job, nodes[shared], sizes[sizes > 1])
-    stem = job.bucket_stem(BANDS, bucket)
-    with atomic_write(file_of(stem, "npy")) as handle:
-        np.save(handle, pairs)
-    write_record(stem, {"job": job.fingerprint, "candidates": int(shared.sum()), "pairs": len(pairs)})
+    return _like_pairs(job, nodes[shared], sizes[sizes > 1]), int(shared.sum())
 
 
 def _members(job: Job, band: int, part: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from cpt_dist.corpus.curation.apply import Tally, apply
 from cpt_dist.corpus.curation.job import READ, CuratedSource, Job, Unit, file_of, write_record
-from cpt_dist.corpus.curation.step_lists import step_lists
+from cpt_dist.corpus.curation.step_lists import before_dedup
 from cpt_dist.corpus.curation.tables import (
     DOCUMENTS,
     DROPPED,
@@ -37,7 +37,7 @@ def read_unit(job: Job, unit: Unit) -> None:
     ids: list[bytes] = []
     lines = 0
     repaired = 0
-    steps = step_lists(source).before_dedup
+    steps = before_dedup(source)
     documents, dropped = file_of(stem, "parquet"), file_of(stem, "dropped.parquet")
     with TableWriter(documents, DOCUMENTS) as kept_rows, TableWriter(dropped, DROPPED) as dropped_rows:
         for part in source.blocks[unit.block].slices:

@@ -15,7 +15,7 @@ from cpt_dist.corpus.curation.apply import Tally, apply
 from cpt_dist.corpus.curation.exact import duplicates_of
 from cpt_dist.corpus.curation.job import READ, SCORE, Job, Unit, file_of, read_record, write_record
 from cpt_dist.corpus.curation.minhash import Signer, band_hashes, choose_bands
-from cpt_dist.corpus.curation.step_lists import step_lists
+from cpt_dist.corpus.curation.step_lists import before_near_dedup
 from cpt_dist.corpus.curation.tables import (
     DOCUMENTS,
     DROPPED,
@@ -40,7 +40,7 @@ def score_unit(job: Job, unit: Unit) -> None:
     """Write `unit`'s scored documents, those dropped, and (for near-duplicates) signatures, bands and ranks."""
     stem, source, tally = job.stem(SCORE, unit), job.source_of(unit), Tally()
     duplicates = duplicates_of(job, unit)
-    steps = step_lists(source, job).before_near_dedup
+    steps = before_near_dedup(source)
     documents, dropped = file_of(stem, "parquet"), file_of(stem, "dropped.parquet")
     inputs = read_documents(file_of(job.stem(READ, unit), "parquet"), source.name, first_record(job, unit))
     with ExitStack() as files:
