@@ -64,10 +64,8 @@ class EvaluateConfig:
 @dataclass
 class PrepareConfig:
     what: str = "shards"
-    """What launch/prepare.py makes: shards (curated first, where a source asks for it), curate (no further than that),
-    or report (of what curation did, made where it isn't yet). There also as plain what=report."""
-    out: str = "${data.curation.folder}/report"
-    """what=report: folder of report.json, report.md and report.html."""
+    """What launch/prepare.py makes: shards (curated first, where a source asks for it), or curate (no further than
+    that). There also as plain what=curate."""
 
 
 @dataclass
