@@ -50,8 +50,6 @@ class DecontaminationConfig:
         default_factory=lambda: ["text", "prompt", "question", "passage", "choices", "answer", "completion", "solution"]
     )
     """Fields of an item whose texts, joined by line ends, are searched for; those that it lacks are left out."""
-    suites: bool = True
-    """Search for the items of `suites.run` as well."""
     ngram: int = 13
     """Words in a row in common that make a document contaminated; fewer for items that are shorter."""
     action: str = DOCUMENT

@@ -84,7 +84,7 @@ def curate(config: CptConfig, progress: Progress = lambda stage, done, units: No
     folders = {name: CuratedFolder(folder / name, _read_json(folder / name / MANIFEST)) for name in chosen}
     problems = [
         f"source '{name}': curation leaves nothing to train on ({_reasons(done.manifest)}); "
-        f"see launch/prepare.py what=report, and data.sources.{name}.curation"
+        f"see {done.folder}/dropped-*.parquet and data.sources.{name}.curation"
         for name, done in folders.items()
         if not done.parts
     ]
