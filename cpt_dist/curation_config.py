@@ -132,6 +132,8 @@ class QualityConfig:
     """A repeat counts only within so many words, as repeats otherwise become more with length alone."""
     perplexity: PerplexityConfig = field(default_factory=PerplexityConfig)
     relevance: RelevanceConfig = field(default_factory=RelevanceConfig)
+    sample_characters: int = 8_000_000
+    """Text of each source that models are fitted on: the documents with the smallest ids."""
     columns: list[str] = field(default_factory=lambda: ["quality"])
     """Scores that become columns of the shards (float16)."""
 

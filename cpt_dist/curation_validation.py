@@ -103,6 +103,8 @@ def _quality_problems(quality: QualityConfig, measures: Iterable[str], key: str)
     problems += _choice(relevance.method, RELEVANCE_METHODS, f"{key}.relevance.method")
     if perplexity.window_bytes < 64:
         problems.append(f"{key}.perplexity.window_bytes: {perplexity.window_bytes} must be at least 64")
+    if quality.sample_characters < 10_000:
+        problems.append(f"{key}.sample_characters: {quality.sample_characters} must be at least 10000")
     if relevance.epochs < 1:
         problems.append(f"{key}.relevance.epochs: {relevance.epochs} must be at least 1")
     return problems

@@ -134,6 +134,19 @@ def placeholder(type: str, value: bytes, key: bytes | None) -> str:
     return f"[{type.upper()}-{hashlib.blake2b(value, digest_size=4, key=key[:64]).hexdigest()}]"
 
 
+def secret_key(variable: str | None) -> bytes | None:
+    """The key that an environment variable holds; UserError where it is named and isn't there.
+
+    It is read when it's needed, not when a step is made: a pickled step must not hold it.
+    """
+    if variable is None:
+        return None
+    value = os.environ.get(variable, "")
+    if not value:
+        raise UserError(f"pii.key_variable: the environment has no '{variable}'; export it, or set key_variable=null")
+    return value.encode()
+
+
 @dataclass(frozen=True)
 class Pii:
     """Masks, counts or drops by the source's policy; counts pii_TYPE, and pii_TYPE_masked where text was changed."""
@@ -146,18 +159,6 @@ class Pii:
         types = dict.fromkeys(detector.type for detector in DETECTORS)
         policies = {type: self.settings.policies.get(type, self.settings.policy) for type in types}
         object.__setattr__(self, "_policies", {type: policy for type, policy in policies.items() if policy != OFF})
-
-    def _key(self) -> bytes | None:
-        # Read here, not when the step is made: a pickled step must not hold the key.
-        variable = self.settings.key_variable
-        if variable is None:
-            return None
-        value = os.environ.get(variable, "")
-        if not value:
-            raise UserError(
-                f"pii.key_variable: the environment has no '{variable}'; export it, or set key_variable=null"
-            )
-        return value.encode()
 
     def __call__(self, document: CuratedDocument) -> CuratedDocument | Dropped:
         """The document with placeholders and counts, or Dropped("pii")."""
@@ -175,7 +176,7 @@ class Pii:
         counts = with_counts(document, added)
         if not masked:
             return replace(document, counts=counts)
-        key, parts, end = self._key(), [], 0
+        key, parts, end = secret_key(self.settings.key_variable), [], 0
         for hit in masked:
             parts += [data[end : hit.start], placeholder(hit.type, data[hit.start : hit.end], key).encode()]
             end = hit.end

@@ -167,7 +167,7 @@ def is_email(hit: Hit) -> bool:
         return False
     if hit.after and (hit.after[0] in _WORD_BYTES or hit.after[0] == ord("@")):
         return False
-    if local in _SHARED_ACCOUNTS or local[0] in ".-" or ".." in hit.text:
+    if not local or local in _SHARED_ACCOUNTS or local[0] in ".-" or ".." in hit.text:
         return False
     return not _NO_DOMAIN.fullmatch(domain.rsplit(".", 1)[1]) and not _RESERVED_DOMAIN.search(domain)
 

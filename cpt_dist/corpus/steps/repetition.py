@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cpt_dist.corpus.steps.text_view import TextView, ngrams
+from cpt_dist.corpus.steps.text_view import MULTIPLIER, TextView
 
 TOP_NGRAMS = (2, 3, 4)
 DUPLICATE_NGRAMS = (5, 6, 7, 8, 9, 10)
@@ -57,26 +57,56 @@ def _duplicate_shares(parts: Sequence[str]) -> tuple[float, float]:
     return 1 - len(different) / len(parts), 1 - sum(map(len, different)) / characters
 
 
-def _top_share(hashes: np.ndarray, lengths: np.ndarray, n: int, characters: int) -> float:
-    """Share of characters in the commonest run of n words, if it occurs twice."""
-    _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-    most = counts.max(initial=0)
-    if most < 2:
-        return 0.0
-    place = first[counts == most].min()
-    return min(float(most * lengths[place : place + n].sum()) / characters, 1.0)
+class _Runs:
+    """Runs of n words in a row that may occur twice, for n = 1, 2, …
 
+    What repeats as n words repeats as n - 1 words at the same places, so each length looks only at what the one before
+    left; of ordinary prose that is a few hundredths from n = 4 on.
+    """
 
-def _repeated_share(hashes: np.ndarray, lengths: np.ndarray, n: int, characters: int, window: int) -> float:
-    """Share of characters in runs of n words that occurred at most `window` words before, each counted once."""
-    previous = previous_places(hashes)
-    places = np.flatnonzero((previous != NEVER) & (np.arange(len(hashes)) - previous <= window))
-    if not len(places):
-        return 0.0
-    edges = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.add.at(edges, places, 1)
-    np.add.at(edges, places + n, -1)
-    return float(lengths[np.cumsum(edges[:-1]) > 0].sum()) / characters
+    def __init__(self, words: np.ndarray, lengths: np.ndarray) -> None:
+        self._words, self._lengths = words, lengths
+        self._characters = max(int(lengths.sum()), 1)
+        self._places, self._hashes = np.arange(len(words)), words
+        self.n = 1
+
+    def lengthen(self) -> None:
+        """Go on to runs of one word more."""
+        self.n += 1
+        fits = self._places + self.n <= len(self._words)
+        self._places = self._places[fits]
+        self._hashes = self._hashes[fits] * MULTIPLIER + self._words[self._places + self.n - 1]
+        self._order = np.argsort(self._hashes, kind="stable")
+        ordered = self._hashes[self._order]
+        is_first = np.ones(len(ordered), dtype=bool)
+        is_first[1:] = ordered[1:] != ordered[:-1]
+        self._starts = np.flatnonzero(is_first)
+        self._sizes = np.diff(self._starts, append=len(ordered))
+
+    def forget_single(self) -> None:
+        """Leave out the runs that occur once."""
+        kept = np.sort(self._order[np.repeat(self._sizes, self._sizes) > 1])
+        self._places, self._hashes = self._places[kept], self._hashes[kept]
+
+    def top_share(self) -> float:
+        """Share of characters in the commonest run, the first of them if several are, if it occurs twice."""
+        most = int(self._sizes.max(initial=0))
+        if most < 2:
+            return 0.0
+        place = self._places[self._order[self._starts[self._sizes == most]]].min()
+        return min(float(most * self._lengths[place : place + self.n].sum()) / self._characters, 1.0)
+
+    def repeated_share(self, window: int) -> float:
+        """Share of characters in runs that occurred at most `window` words before, each character counted once."""
+        ordered = self._places[self._order]
+        distance = np.diff(ordered, prepend=0)
+        distance[self._starts] = window + 1
+        places = ordered[distance <= window]
+        if not len(places):
+            return 0.0
+        edges = np.bincount(places, minlength=len(self._words) + 1)
+        edges[: len(self._words) + 1] -= np.bincount(places + self.n, minlength=len(self._words) + 1)
+        return float(self._lengths[np.cumsum(edges[:-1]) > 0].sum()) / self._characters
 
 
 def repetition_measures(view: TextView, window: int) -> dict[str, float]:
@@ -86,18 +116,13 @@ def repetition_measures(view: TextView, window: int) -> dict[str, float]:
     measures = {}
     measures["duplicate_lines"], measures["duplicate_line_characters"] = _duplicate_shares(view.lines)
     measures["duplicate_paragraphs"], measures["duplicate_paragraph_characters"] = _duplicate_shares(view.paragraphs)
-    words, lengths = view.word_hashes, view.word_lengths
-    characters = max(int(lengths.sum()), 1)
-    run, repeats = words, True
+    runs = _Runs(view.word_hashes, view.word_lengths)
     for n in range(2, max(DUPLICATE_NGRAMS) + 1):
-        # What repeats as n words repeats as n - 1 words too, so a 0 stays.
-        run = ngrams(words, run, n) if repeats and len(run) > 1 else run[:0]
+        runs.lengthen()
         if n in TOP_NGRAMS:
-            share = measures[f"top_{n}gram"] = _top_share(run, lengths, n, characters)
-            repeats = share > 0
+            measures[f"top_{n}gram"] = runs.top_share()
         else:
-            share = _repeated_share(run, lengths, n, characters, window) if len(run) else 0.0
-            measures[f"duplicate_{n}gram"] = share
-            repeats = share > 0
-    measures["variety"] = variety(words)
+            measures[f"duplicate_{n}gram"] = runs.repeated_share(window)
+        runs.forget_single()
+    measures["variety"] = variety(view.word_hashes)
     return measures

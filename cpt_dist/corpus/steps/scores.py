@@ -31,13 +31,16 @@ DENSITY_BOUNDS_OF_OTHERS = (0.3, 1.6)
 class ModelScore(Protocol):
     """A score by a model that was fitted on a sample; it pickles as the model's file and fingerprint."""
 
-    measure: str
-    """Name of the raw number."""
-    component: str
-    """Name of the component made of it."""
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the raw numbers."""
 
-    def __call__(self, view: TextView) -> tuple[float, float]:
-        """(raw number, component between 0 and 1)."""
+    @property
+    def component(self) -> str:
+        """Name of the component made of them."""
+
+    def __call__(self, view: TextView) -> tuple[tuple[float, ...], float]:
+        """(raw numbers, component between 0 and 1)."""
 
 
 def combine(components: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
@@ -87,7 +90,7 @@ class Scores:
             components["keywords"] = min(per_thousand / settings.keywords_full, 1.0)
         for model in self.models:
             raw, component = model(view)
-            measures[model.measure] = raw
+            measures.update(zip(model.measures, raw, strict=True))
             components[model.component] = component
         quality = combine(components, settings.weights)
         scores = {**document.scores, **measures, **components}

@@ -144,12 +144,13 @@ def term(word: str) -> str:
     return word.strip(_ENDS).lower() or word
 
 
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+"""Of the polynomial that hashes words in a row."""
 
 
 def ngrams(hashes: np.ndarray, shorter: np.ndarray, n: int) -> np.ndarray:
     """[words - n + 1] hashes of n words in a row, from those of one word and of n - 1 words in a row."""
-    return shorter[:-1] * _MULTIPLIER + hashes[n - 1 :]
+    return shorter[:-1] * MULTIPLIER + hashes[n - 1 :]
 
 
 def phrase_hash(phrase: str) -> tuple[int, int]:
@@ -157,5 +158,5 @@ def phrase_hash(phrase: str) -> tuple[int, int]:
     words = [term(word) for word in phrase.split()]
     value = 0
     for word in words:
-        value = (value * int(_MULTIPLIER) + xxhash.xxh3_64_intdigest(word.encode())) % (1 << 64)
+        value = (value * int(MULTIPLIER) + xxhash.xxh3_64_intdigest(word.encode())) % (1 << 64)
     return len(words), value

@@ -4,6 +4,8 @@ import pickle
 import random
 import string
 import sysconfig
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +142,11 @@ def test_variety_is_the_mean_over_all_windows(numbers, window):
 @given(st.lists(st.sampled_from(["a", "b", "c", "dd", "eee"]), min_size=1, max_size=50))
 def test_repeated_runs_of_words_are_counted_once_each(words):
     measures = repetition_measures(TextView(" ".join(words)), 2000)
+    pairs = Counter(pairwise(words))
+    most = max(pairs.values(), default=0)
+    sizes = [most * len("".join(pair)) for pair, count in pairs.items() if count == most > 1]
+    characters = sum(map(len, words))
+    assert not sizes or measures["top_2gram"] == pytest.approx(min(sizes[0] / characters, 1))
     for n in (5, 7, 10):
         seen, covered = set(), set()
         for place in range(len(words) - n + 1):
@@ -147,7 +154,7 @@ def test_repeated_runs_of_words_are_counted_once_each(words):
             if run in seen:
                 covered |= set(range(place, place + n))
             seen.add(run)
-        expected = sum(len(words[place]) for place in covered) / sum(map(len, words))
+        expected = sum(len(words[place]) for place in covered) / characters
         assert measures[f"duplicate_{n}gram"] == pytest.approx(expected)
 
 
