@@ -54,7 +54,7 @@ class Abbreviations:
 
     def __call__(self, document: CuratedDocument) -> CuratedDocument:
         """The document with meanings added."""
-        text, first = document.text, {}
+        text, first = document.text, dict[str, int]()
         for match in _FOUND.finditer(text):
             if not _AFTER_NUMBER.search(text[max(match.start() - 4, 0) : match.start()]):
                 first.setdefault(match.group(), match.end())

@@ -151,8 +151,8 @@ def _perplexity_model(path: Path) -> tuple[BitsPerByte, np.ndarray]:
 @lru_cache(maxsize=16)
 def _relevance_model(path: Path) -> RelevanceModel:
     tensors, description = _read(path)
-    numbers = (description[name] for name in ("bias", "slope", "offset"))
-    return RelevanceModel(tensors["weights"], *numbers, method=description["kind"])
+    bias, slope, offset = (float(description[name]) for name in ("bias", "slope", "offset"))
+    return RelevanceModel(tensors["weights"], bias, slope, offset, description["kind"])
 
 
 def in_band(percentile: float, low: float, high: float) -> float:
