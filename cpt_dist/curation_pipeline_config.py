@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 EXECUTORS = ("local", "slurm", "ray")
-PREPARE_WHAT = ("shards", "curate")
+PREPARE_WHAT = ("shards", "curate", "report")
 DOCUMENT, COUNT = "document", "count"
 CONTAMINATION_ACTIONS = (DOCUMENT, COUNT)
 

@@ -64,8 +64,13 @@ class EvaluateConfig:
 @dataclass
 class PrepareConfig:
     what: str = "shards"
-    """What launch/prepare.py makes: shards (curated first, where a source asks for it), or curate (no further than
-    that). There also as plain what=curate."""
+    """What launch/prepare.py makes: shards (curated first, where a source asks for it), curate (no further than that),
+    or report (of what curation did, after it if it isn't done yet). There also as plain what=report."""
+    out: str = "${data.curation.folder}/report"
+    """what=report: folder of report.json, report.md and report.html."""
+    report_bytes: str = "256MB"
+    """what=report: text of a source, and of each step's dropped documents, that is tokenised to count its tokens; more
+    of it is counted in proportion to bytes."""
 
 
 @dataclass

@@ -248,6 +248,7 @@ def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]
         "data.shard_tokens": config.data.shard_tokens,
         "data.cache_bytes": config.data.cache_bytes,
         "data.curation.block_bytes": config.data.curation.block_bytes,
+        "prepare.report_bytes": config.prepare.report_bytes,
         "evaluation.max_tokens": config.evaluation.max_tokens,
         "consolidate.max_shard_size": config.consolidate.max_shard_size,
         "import_checkpoint.max_shard_size": config.import_checkpoint.max_shard_size,

@@ -15,12 +15,16 @@ def problems_of_curation(config: CptConfig) -> list[str]:
 
 def main(config: CptConfig) -> None:
     """Curate the sources that ask for it, and prepare every source of `config.data.sources`."""
-    from cpt_dist.data.curated import with_curated_sources
+    from cpt_dist.data.curated import curate_with_progress, with_curated_sources
     from cpt_dist.data.prepare import prepare
 
-    config, curated = with_curated_sources(config)
+    folders = curate_with_progress(config)
     if config.prepare.what == "shards":
-        prepare(config, curated)
+        prepare(*with_curated_sources(config, folders))
+    elif config.prepare.what == "report":
+        from cpt_dist.planning.curation_page import report
+
+        report(config, folders)
 
 
 if __name__ == "__main__":

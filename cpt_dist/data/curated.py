@@ -6,7 +6,7 @@ any document; whether it is held out hangs on the raw document, so that no two c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,28 +25,28 @@ from cpt_dist.data.shard_writer import Document
 _ORIGIN = ("id", "parent", "file", "record", "byte")
 
 
-def with_curated_sources(config: CptConfig) -> tuple[CptConfig, dict[str, str]]:
-    """`config` with curated documents in the place of raw ones, and source -> fingerprint of what was curated.
-
-    Sources are curated here where they aren't yet, with progress on standard error. Raises what `curate` raises.
-    """
+def curate_with_progress(config: CptConfig) -> dict[str, CuratedFolder]:
+    """`curate`, with a line of progress for each stage on standard error."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         console=Console(stderr=True),
     ) as progress:
         bars: dict[str, Any] = {}
 
-        def show(stage: str, done: int, units: int) -> None:
+        def show(stage: str, done: int, units: int, rate: str) -> None:
             if stage not in bars:
-                bars[stage] = progress.add_task(f"curate: {stage}", total=units)
-            progress.update(bars[stage], completed=done)
+                bars[stage] = progress.add_task(f"curate: {stage}", total=units, rate="")
+            progress.update(bars[stage], completed=done, rate=rate)
 
-        folders = curate(config, show)
-    if not folders:
-        return config, {}
+        return curate(config, show)
+
+
+def with_curated_sources(config: CptConfig, folders: Mapping[str, CuratedFolder]) -> tuple[CptConfig, dict[str, str]]:
+    """`config` with curated documents in the place of raw ones, and source -> fingerprint of what was curated."""
     sources = {
         name: _curated(source, folders[name]) if name in folders else source
         for name, source in config.data.sources.items()

@@ -224,20 +224,24 @@ def _kept(keeps: dict[str, Any]) -> str:
     return f"{', '.join(parts)} are kept"
 
 
+def print_table(made: PlanTable, console: Console) -> None:
+    """A table on a terminal."""
+    table = Table(title=Text(made.title), title_justify="left")
+    for number, name in enumerate(made.columns):
+        table.add_column(Text(name), justify="left" if number < made.words else "right", overflow="fold")
+    for row in made.rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
 def print_run_plan(plan: dict[str, Any], console: Console) -> None:
     """The head, the tables, what is missing and the warnings."""
     console.print(
         "; ".join(f"{number} {what.lower()}{f' ({why})' if why else ''}" for what, number, why in _facts(plan))
     )
     for made in tables(plan):
-        if made.folded:
-            continue
-        table = Table(title=Text(made.title), title_justify="left")
-        for number, name in enumerate(made.columns):
-            table.add_column(Text(name), justify="left" if number < made.words else "right", overflow="fold")
-        for row in made.rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+        if not made.folded:
+            print_table(made, console)
     for line in plan["missing"]:
         console.print(Text(f"missing: {line}", style="yellow"), soft_wrap=True)
     for warning in plan["warnings"]:

@@ -192,7 +192,7 @@ def test_nothing_that_is_trained_on_resembles_what_prepare_holds_out(tmp_path):
 
 def test_shards_of_a_curated_source_lead_back_to_the_raw_text(tmp_path):
     config = curation_config(tmp_path, held_out=0.2)
-    curated, fingerprints = with_curated_sources(config)
+    curated, fingerprints = with_curated_sources(config, curate(config))
     done = {one.folder.name: one for one in prepare(curated, fingerprints)}
     raw = tmp_path / "raw" / "law.jsonl"
     table = parquet.read_table(done["law"].folder / "provenance-00000.parquet").to_pylist()
@@ -208,7 +208,7 @@ def test_shards_of_a_curated_source_lead_back_to_the_raw_text(tmp_path):
 def test_a_source_that_was_not_asked_to_be_curated_is_prepared_as_before(tmp_path):
     config = curation_config(tmp_path)
     config.data.sources["news"].curation = None
-    curated, fingerprints = with_curated_sources(config)
+    curated, fingerprints = with_curated_sources(config, curate(config))
     assert fingerprints.keys() == {"law"}
     assert curated.data.sources["news"] == config.data.sources["news"]
 

@@ -40,8 +40,8 @@ from cpt_dist.work_folder import difference, locked
 
 FORMAT = "cpt_dist-curated/1"
 MANIFEST, PLAN, TIMES, DUPLICATES = "manifest.json", "curation.json", "times.json", "duplicates.json"
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, its units that are done, and all of them."""
+Progress = Callable[[str, int, int, str], None]
+"""Called with a stage's name, its units that are done, all of them, and how fast it goes."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class CuratedFolder:
         return sorted({*self.manifest["settings"]["score_fields"], *self.manifest["shard_scores"]})
 
 
-def curate(config: CptConfig, progress: Progress = lambda stage, done, units: None) -> dict[str, CuratedFolder]:
+def curate(config: CptConfig, progress: Progress = lambda stage, done, units, rate: None) -> dict[str, CuratedFolder]:
     """Curate each source with `curation`, all of them together; source -> its folder, empty where none asks for it.
 
     Raises UserError for raw files that are missing or damaged, a folder made with other settings or inputs or held by
@@ -79,7 +79,7 @@ def curate(config: CptConfig, progress: Progress = lambda stage, done, units: No
             from cpt_dist.corpus.curation.execute import run_stage
 
             for stage in stages_of(job):
-                run_stage(job, stage, lambda done, units, name=stage.name: progress(name, done, units))
+                run_stage(job, stage, lambda done, units, rate, name=stage.name: progress(name, done, units, rate))
             _complete(job, plan)
     folders = {name: CuratedFolder(folder / name, _read_json(folder / name / MANIFEST)) for name in chosen}
     problems = [

@@ -107,7 +107,7 @@ class _Array(SlurmPipelineExecutor):
 
 
 def run_stage(job: Job, stage: Stage, progress: Any = None) -> None:
-    """Do all units of a stage that are left; `progress(done, all)` is called now and then.
+    """Do all units of a stage that are left; `progress(done, all, rate)` is called now and then.
 
     Raises UserError where a task failed, with the place of its log.
     """
@@ -128,7 +128,7 @@ def run_stage(job: Job, stage: Stage, progress: Any = None) -> None:
             f"'{job.folder / 'work' / 'logs' / stage.name}' says why; what is finished stays, so run the same again"
         )
     if progress:
-        progress(total, total)
+        progress(total, total, "")
 
 
 def _cores() -> int:
@@ -139,10 +139,13 @@ def _cores() -> int:
 def _watched(job: Job, stage: Stage, total: int, progress: Any) -> Iterator[None]:
     """Report from a thread how many units are done while the executor runs."""
     over = threading.Event()
+    began, before = time.monotonic(), total - len(stage.left(job))
 
     def watch() -> None:
         while not over.wait(1.0):
-            progress(total - len(stage.left(job)), total)
+            done = total - len(stage.left(job))
+            rate = stage.bytes_of_unit(job) * (done - before) / (time.monotonic() - began) / 1e6
+            progress(done, total, f"{rate:.1f} MB/s" if rate else "")
 
     thread = threading.Thread(target=watch)
     if progress:

@@ -114,11 +114,12 @@ def _evaluation_index(job: Job) -> tuple[NgramIndex, list[str]]:
 
 
 def _steps(job: Job, unit: Unit) -> Sequence[Step | Splitter]:
+    """The steps for documents that are no near-duplicates, up to chunking."""
     source = job.source_of(unit)
     has_evaluation = any(source.name == EVALUATION for source in job.sources)
     paragraphs = [ParagraphCutter(job, unit)] if job.pipeline.paragraph_duplicates.enabled else []
     decontaminate = [Decontaminate(job)] if has_evaluation else []
-    return [*paragraphs, *after_near_dedup(source), *decontaminate, *of_chunking(source)]
+    return [*paragraphs, *after_near_dedup(source), *decontaminate]
 
 
 def finish_unit(job: Job, unit: Unit) -> None:
@@ -129,7 +130,7 @@ def finish_unit(job: Job, unit: Unit) -> None:
         write_record(stem, {**tally.as_json(), "job": job.fingerprint, "parts": [], "dropped": None})
         return
     near = near_duplicates_of(job, unit)
-    steps = _steps(job, unit)
+    steps, chunking = _steps(job, unit), of_chunking(source)
     folder = job.output(unit)
     folder.mkdir(parents=True, exist_ok=True)
     scored = job.stem(SCORE, unit)
@@ -148,8 +149,10 @@ def finish_unit(job: Job, unit: Unit) -> None:
             tally.of(NEAR_STEP).keep(size, size)
             for result in apply(steps, document, tally):
                 if isinstance(result, CuratedDocument):
-                    parts.add(result)
-                    tally.note(result)
+                    tally.note(result)  # whole, as each chunk carries all that was counted
+                    for piece in apply(chunking, result, tally):
+                        assert isinstance(piece, CuratedDocument), piece
+                        parts.add(piece)
                 else:
                     dropped_rows.add(dropped_row(result, source.name), result.num_bytes)
         parts.close()

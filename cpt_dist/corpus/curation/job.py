@@ -85,10 +85,14 @@ class Job:
         return [Unit(number, source, block) for number, (source, block) in enumerate(places)]
 
     @cached_property
+    def raw_bytes(self) -> int:
+        """Bytes of all raw files."""
+        return sum(block.num_bytes for source in self.sources for block in source.blocks)
+
+    @cached_property
     def num_buckets(self) -> int:
         """Buckets that hashes are dealt out to; it follows from the raw bytes alone."""
-        size = sum(block.num_bytes for source in self.sources for block in source.blocks)
-        return max(1, 1 << (size // BUCKET_BYTES).bit_length())
+        return 1 << (self.raw_bytes // BUCKET_BYTES).bit_length()
 
     def source_of(self, unit: Unit) -> CuratedSource:
         """The source that a unit belongs to."""

@@ -6,11 +6,13 @@ Nothing here needs another document. The bytes of a unit's files depend on its b
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
 from cpt_dist.corpus.curation.apply import Tally, apply
+from cpt_dist.corpus.curation.fit import SAMPLE_FILE, sample_bound
 from cpt_dist.corpus.curation.job import READ, CuratedSource, Job, Unit, file_of, write_record
 from cpt_dist.corpus.curation.step_lists import before_dedup
 from cpt_dist.corpus.curation.tables import (
@@ -37,9 +39,12 @@ def read_unit(job: Job, unit: Unit) -> None:
     ids: list[bytes] = []
     lines = 0
     repaired = 0
-    steps = before_dedup(source)
+    steps, bound = before_dedup(source), sample_bound(source)
     documents, dropped = file_of(stem, "parquet"), file_of(stem, "dropped.parquet")
-    with TableWriter(documents, DOCUMENTS) as kept_rows, TableWriter(dropped, DROPPED) as dropped_rows:
+    with ExitStack() as files:
+        kept_rows = files.enter_context(TableWriter(documents, DOCUMENTS))
+        dropped_rows = files.enter_context(TableWriter(dropped, DROPPED))
+        sample = files.enter_context(TableWriter(file_of(stem, SAMPLE_FILE), DOCUMENTS))
         for part in source.blocks[unit.block].slices:
             for record in read_slice(part, source.text_field, job.invalid_utf8, source.fields):
                 if record.problem == LINES_END:
@@ -49,6 +54,8 @@ def read_unit(job: Job, unit: Unit) -> None:
                 for result in _results(source, record, steps, tally):
                     if isinstance(result, CuratedDocument):
                         kept_rows.add(document_row(result), len(result.text))
+                        if result.id < bound:
+                            sample.add(document_row(result), len(result.text))
                         ids.append(result.id)
                         tally.note(result)
                     else:

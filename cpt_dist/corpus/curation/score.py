@@ -40,7 +40,7 @@ def score_unit(job: Job, unit: Unit) -> None:
     """Write `unit`'s scored documents, those dropped, and (for near-duplicates) signatures, bands and ranks."""
     stem, source, tally = job.stem(SCORE, unit), job.source_of(unit), Tally()
     duplicates = duplicates_of(job, unit)
-    steps = before_near_dedup(source)
+    steps = before_near_dedup(job, source)
     documents, dropped = file_of(stem, "parquet"), file_of(stem, "dropped.parquet")
     inputs = read_documents(file_of(job.stem(READ, unit), "parquet"), source.name, first_record(job, unit))
     with ExitStack() as files:

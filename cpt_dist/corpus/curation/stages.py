@@ -13,11 +13,13 @@ from typing import Any
 
 from cpt_dist.corpus.curation.exact import exact_bucket
 from cpt_dist.corpus.curation.finish import finish_unit
+from cpt_dist.corpus.curation.fit import fit_all, is_fitted
 from cpt_dist.corpus.curation.job import (
     BANDS,
     CLUSTERS,
     EXACT,
     FINISH,
+    FIT,
     PARAGRAPH_BUCKETS,
     PARAGRAPHS,
     READ,
@@ -51,6 +53,10 @@ class Stage:
         """The units that are still to be done."""
         return [unit for stem, unit in self.units(job) if not is_done(stem)]
 
+    def bytes_of_unit(self, job: Job) -> float:
+        """Raw bytes behind a unit, on average."""
+        return job.raw_bytes / max(1, len(self.units(job)))
+
     def do(self, job: Job, unit: Any) -> None:
         """Do one unit."""
         if self.of_block is not None:
@@ -64,6 +70,7 @@ STAGES = {
     for stage in (
         Stage(READ, of_block=read_unit),
         Stage(EXACT, of_bucket=exact_bucket),
+        Stage(FIT, of_bucket=lambda job, _: fit_all(job), num_buckets=lambda job: 1),
         Stage(SCORE, of_block=score_unit),
         Stage(BANDS, of_bucket=band_bucket, num_buckets=band_buckets),
         Stage(CLUSTERS, of_bucket=lambda job, _: find_clusters(job), num_buckets=lambda job: 1),
@@ -76,7 +83,7 @@ STAGES = {
 
 def stages_of(job: Job) -> list[Stage]:
     """The stages of a job, in their order."""
-    left_out = set()
+    left_out = set() if any(map(is_fitted, job.sources)) else {FIT}
     if not job.pipeline.near_duplicates.enabled:
         left_out |= {BANDS, CLUSTERS}
     if not job.pipeline.paragraph_duplicates.enabled:

@@ -10,9 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cpt_dist.config import CptConfig
-from cpt_dist.corpus.curation.job import CuratedSource
+from cpt_dist.corpus.curation.fit import is_fitted, models_of
+from cpt_dist.corpus.curation.job import CuratedSource, Job
 from cpt_dist.corpus.step import Splitter, Step
-from cpt_dist.corpus.steps import steps_after_near_dedup, steps_before_dedup, steps_before_near_dedup
+from cpt_dist.corpus.steps import (
+    model_scores,
+    steps_after_near_dedup,
+    steps_before_dedup,
+    steps_before_near_dedup,
+    steps_of_chunking,
+)
+from cpt_dist.corpus.steps.fit import SourceModels
 from cpt_dist.corpus.steps.measures import MEASURES
 from cpt_dist.corpus.steps.repair import Identify, Normalise
 from cpt_dist.curation_config import StepsConfig
@@ -42,9 +50,12 @@ def before_dedup(source: CuratedSource) -> Steps:
     return [Normalise(), Identify()] if source.steps is None else steps_before_dedup(source.steps)
 
 
-def before_near_dedup(source: CuratedSource) -> Steps:
-    """Labels, scores, and drops by them."""
-    return [] if source.steps is None else steps_before_near_dedup(source.steps)
+def before_near_dedup(job: Job, source: CuratedSource) -> Steps:
+    """Labels, scores (with the models that were fitted), and drops by them."""
+    if source.steps is None:
+        return []
+    models = models_of(job, source) if is_fitted(source) else SourceModels(None, None)
+    return steps_before_near_dedup(source.steps, model_scores(source.steps, models.perplexity, models.relevance))
 
 
 def after_near_dedup(source: CuratedSource) -> Steps:
@@ -54,7 +65,7 @@ def after_near_dedup(source: CuratedSource) -> Steps:
 
 def of_chunking(source: CuratedSource) -> Steps:
     """What parts the text."""
-    return []
+    return [] if source.steps is None else steps_of_chunking(source.steps)
 
 
 def curation_problems(config: CptConfig) -> list[str]:
