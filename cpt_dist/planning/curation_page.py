@@ -227,7 +227,7 @@ def report(config: CptConfig, folders: dict[str, CuratedFolder]) -> None:
 def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("cpt_dist.planning"),
-        autoescape=lambda name: bool(name) and ".html" in name,
+        autoescape=lambda name: name is not None and ".html" in name,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
