@@ -13,7 +13,7 @@ class DoctorConfig:
     logs: Any = field(default_factory=list)
     """Further log files (a path or glob, or a list of them): what the processes printed, if that isn't in run_dir."""
     out: str = "${run_dir}/doctor.json"
-    """File of the findings."""
+    """File of the findings; the same as .md and .html goes beside it."""
 
 
 def doctor_problems(config: DoctorConfig) -> list[str]:

@@ -5,7 +5,7 @@ from cpt_dist.config import CptConfig
 
 
 def main(config: CptConfig) -> None:
-    """Print what was found and write doctor.json."""
+    """Print what was found and write doctor.json, doctor.md and doctor.html."""
     import time
 
     from cpt_dist.console import output_console
@@ -16,8 +16,8 @@ def main(config: CptConfig) -> None:
     record = build_record(case, examine(case))
     console = output_console()
     print_record(record, console)
-    write_record(record, config.doctor.out)
-    console.print(f"findings: {config.doctor.out}", soft_wrap=True)
+    write_record(record, config.doctor.out, case.log)
+    console.print(f"findings: {config.doctor.out} (and .md, .html)", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,17 @@ record, so the three files can't disagree. The page is one file without scripts 
 
 from __future__ import annotations
 
-import html
-import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from cpt_dist.config import CptConfig
 from cpt_dist.diagnosis.diagnose import Diagnosis
 from cpt_dist.evaluation.statistics import Estimate
-from cpt_dist.files import atomic_write, write_json
 from cpt_dist.planning.adaptation import DISPUTES, THRESHOLDS, replay_share
 from cpt_dist.planning.adaptation_rules import effective_thresholds
+from cpt_dist.report_files import template_environment, write_report_files
 
 FORMAT = "cpt_dist.diagnosis/1"
 NEEDED = {
@@ -185,43 +182,24 @@ def effect(value: int | str) -> str:
     return value if isinstance(value, str) else f"{value:+d}"
 
 
-def _markdown_text(value: Any) -> str:
-    plain = html.escape(re.sub(r"\s+", " ", str(value)), quote=False)
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", plain)
-
-
-def _environment(autoescape: bool) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("cpt_dist.diagnosis"),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "count": _count,
-        "decimal": _decimal,
-        "percent": _percent,
-        "interval": interval,
-        "effect": effect,
-        "markdown_text": _markdown_text,
-    }
-    return environment
+_FILTERS: dict[str, Callable[..., str]] = {
+    "count": _count,
+    "decimal": _decimal,
+    "percent": _percent,
+    "interval": interval,
+    "effect": effect,
+}
 
 
 def render(record: dict[str, Any], name: str) -> str:
     """diagnosis.md or diagnosis.html of a record of `build_record`."""
-    return _environment(autoescape=name.endswith(".html")).get_template(f"{name}.j2").render(record)
+    environment = template_environment("cpt_dist.diagnosis", name.endswith(".html"), _FILTERS)
+    return environment.get_template(f"{name}.j2").render(record)
 
 
 def write_report(found: Diagnosis, config: CptConfig) -> tuple[dict[str, Any], list[Path]]:
     """Write the three files into `diagnose.out` (made if needed), each whole; the record and their paths."""
     record = build_record(found, config)
     folder = Path(config.diagnose.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "diagnosis.json", record)
-    for name in ("diagnosis.md", "diagnosis.html"):
-        with atomic_write(folder / name, "w") as handle:
-            handle.write(render(record, name))
+    write_report_files(folder, "diagnosis", record, *(render(record, f"diagnosis.{kind}") for kind in ("md", "html")))
     return record, [folder / f"diagnosis.{kind}" for kind in ("html", "md", "json")]

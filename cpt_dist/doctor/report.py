@@ -1,11 +1,12 @@
-"""All checks of a run, as doctor.json and as a table."""
+"""All checks of a run, as doctor.json, doctor.md, doctor.html and as a table."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +14,9 @@ from rich.text import Text
 from cpt_dist.doctor import learning, running
 from cpt_dist.doctor.case import Case
 from cpt_dist.doctor.findings import FOUND, HEALTHY, NOT_ENOUGH, SEVERE, Finding
-from cpt_dist.files import write_json
+from cpt_dist.evaluation.run_log import RunLog
+from cpt_dist.files import atomic_write, write_json
+from cpt_dist.report_files import template_environment
 
 FORMAT = "cpt_dist.doctor/1"
 _STYLES = {FOUND: "red", HEALTHY: "green", NOT_ENOUGH: "yellow"}
@@ -51,10 +54,43 @@ def build_record(case: Case, findings: list[Finding]) -> dict[str, Any]:
     }
 
 
-def write_record(record: dict[str, Any], path: str | Path) -> None:
-    """Write doctor.json whole; its folder is made if needed."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
+def _count(value: float | None) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
+def _fact(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _figures(log: RunLog) -> list[tuple[str, Markup]]:
+    """What the run's records are whole enough for."""
+    from cpt_dist.evaluation import plots
+
+    steps = [one for one in log.steps if isinstance(one.get("loss"), float) and isinstance(one.get("lr"), float)]
+    whole = replace(log, steps=steps)
+    found = []
+    if steps:
+        found = [("Training loss", plots.loss(whole)), ("Learning rate", plots.learning_rate(whole))]
+    if len(log.evaluations) > 1:
+        found.append(("Held-out text during training", plots.held_out(whole)))
+    return [(title, Markup(svg)) for title, svg in found]
+
+
+def render(record: dict[str, Any], name: str, log: RunLog) -> str:
+    """doctor.md or doctor.html of a record of `build_record`; the page shows the curves of `log`."""
+    page = name.endswith(".html")
+    environment = template_environment("cpt_dist.doctor", page, {"count": _count, "fact": _fact})
+    return environment.get_template(f"{name}.j2").render(record, figures=_figures(log) if page else [])
+
+
+def write_record(record: dict[str, Any], path: str | Path, log: RunLog) -> None:
+    """Write the record to `path`, and beside it the same in Markdown and as a page; its folder is made if needed."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(target, record)
+    for kind in ("md", "html"):
+        with atomic_write(target.with_suffix(f".{kind}"), "w") as handle:
+            handle.write(render(record, f"doctor.{kind}", log))
 
 
 def print_record(record: dict[str, Any], console: Console) -> None:

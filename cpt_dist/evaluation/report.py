@@ -7,22 +7,19 @@ given: the sentence counts outcomes and says what wasn't run.
 
 from __future__ import annotations
 
-import html
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cpt_dist.evaluation import plots, statistics
 from cpt_dist.evaluation.evaluate import MEASURED, NOT_RUN, Evaluation, SourceResult
 from cpt_dist.evaluation.run_log import RunLog
 from cpt_dist.evaluation.statistics import Estimate
-from cpt_dist.files import atomic_write, write_json
+from cpt_dist.report_files import template_environment, write_report_files
 
 FORMAT = "cpt_dist.report/1"
 MISSING = "–"
@@ -181,44 +178,32 @@ def _decimal(value: float | None) -> str:
     return MISSING if value is None else f"{value:.4g}"
 
 
-def _markdown_text(value: Any) -> str:
-    """Any text as Markdown that shows just that text on one line, also inside a table."""
-    plain = html.escape(re.sub(r"\s+", " ", str(value)), quote=False)
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", plain)
+_FILTERS: dict[str, Callable[..., str]] = {
+    "bits": _bits,
+    "signed": _signed,
+    "interval": _interval,
+    "share_interval": _share_interval,
+    "percent": _percent,
+    "count": _count,
+    "decimal": _decimal,
+}
 
 
-def template_environment(autoescape: bool) -> Environment:
-    """The templates of the reports and their filters."""
-    environment = Environment(
-        loader=PackageLoader("cpt_dist.evaluation"),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "bits": _bits,
-        "signed": _signed,
-        "interval": _interval,
-        "share_interval": _share_interval,
-        "percent": _percent,
-        "count": _count,
-        "decimal": _decimal,
-        "markdown_text": _markdown_text,
-    }
-    return environment
+def render(name: str, record: dict[str, Any], **others: Any) -> str:
+    """The template of the report `name` (….md or ….html) over its record and what else it shows."""
+    environment = template_environment("cpt_dist.evaluation", name.endswith(".html"), _FILTERS)
+    return environment.get_template(f"{name}.j2").render(record, **others)
 
 
 def render_markdown(record: dict[str, Any]) -> str:
     """report.md of a record of `build_record`."""
-    return template_environment(autoescape=False).get_template("report.md.j2").render(record)
+    return render("report.md", record)
 
 
 def render_html(record: dict[str, Any], log: RunLog | None = None) -> str:
     """report.html of a record of `build_record`; the curves of the run come from `log`."""
     figures = [(title, Markup(svg)) for title, svg in _figures(record, log)]
-    return template_environment(autoescape=True).get_template("report.html.j2").render(record, figures=figures)
+    return render("report.html", record, figures=figures)
 
 
 def _figures(record: dict[str, Any], log: RunLog | None) -> list[tuple[str, str]]:
@@ -247,10 +232,5 @@ def _figures(record: dict[str, Any], log: RunLog | None) -> list[tuple[str, str]
 def write_report(evaluation: Evaluation, folder: str | Path, log: RunLog | None = None) -> dict[str, Any]:
     """Write report.json, report.md and report.html into `folder` (made if needed), each whole; return the record."""
     record = build_record(evaluation, log)
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    write_json(target / "report.json", record)
-    for name, text in (("report.md", render_markdown(record)), ("report.html", render_html(record, log))):
-        with atomic_write(target / name, "w") as handle:
-            handle.write(text)
+    write_report_files(folder, "report", record, render_markdown(record), render_html(record, log))
     return record

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from cpt_dist.config import BISECT
 from cpt_dist.evaluation import plots
-from cpt_dist.evaluation.report import template_environment
+from cpt_dist.evaluation.report import render
 from cpt_dist.evaluation.trajectory import Trajectory, Visit
-from cpt_dist.files import atomic_write, write_json
+from cpt_dist.report_files import write_report_files
 
 FORMAT = "cpt_dist.trajectory/1"
 
@@ -60,16 +60,11 @@ def _visit_record(visit: Visit) -> dict[str, Any]:
 def write_trajectory(found: Trajectory, folder: str | Path) -> dict[str, Any]:
     """Write the three files into `folder` (made if needed), each whole; return the record."""
     record = build_record(found)
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    write_json(target / "trajectory.json", record)
     whole = [visit for visit in record["visits"] if visit["gain"] and visit["forgetting"]]
     points = [visit | {"name": f"step {visit['step']}"} for visit in whole]
     figures = [("Gained and forgotten", Markup(plots.pareto(points)))] if points else []
-    for name, escaped in (("trajectory.md", False), ("trajectory.html", True)):
-        template = template_environment(escaped).get_template(f"{name}.j2")
-        with atomic_write(target / name, "w") as handle:
-            handle.write(template.render(record, figures=figures))
+    pages = (render(f"trajectory.{kind}", record, figures=figures) for kind in ("md", "html"))
+    write_report_files(folder, "trajectory", record, *pages)
     return record
 
 

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from cpt_dist.evaluation import plots
 from cpt_dist.evaluation.claims import CONTROL, DID_NOT_HELP, GOAL, HELPED, NOT_RUN, RETENTION, Answer
-from cpt_dist.evaluation.report import template_environment
+from cpt_dist.evaluation.report import render
 from cpt_dist.evaluation.run_log import RunLog
 from cpt_dist.evaluation.verdict import Judgement
-from cpt_dist.files import atomic_write, write_json
+from cpt_dist.report_files import write_report_files
 
 FORMAT = "cpt_dist.verdict/1"
 _KINDS = {GOAL: "gains more than", RETENTION: "loses less than", CONTROL: "beats the control arm by"}
@@ -70,7 +70,10 @@ def _sentence(judgement: Judgement) -> str:
         return (
             f"Continued pretraining did not help: {', '.join(refuted)} refuted; {shown} of {len(found)} claims shown."
         )
-    return f"Undecided: {shown} of {len(found)} claims are shown, none is refuted."
+    needs = [answer for answer in found if answer.items_needed is not None]
+    most = max(needs, key=lambda answer: answer.items_needed or 0, default=None)
+    needed = f" (needs n = {most.items_needed:,} for {most.claim.name})" if most else ""
+    return f"Undecided{needed}: {shown} of {len(found)} claims are shown, none is refuted."
 
 
 def _notes(judgement: Judgement) -> list[str]:
@@ -99,14 +102,9 @@ def _cost(log: RunLog | None) -> dict[str, Any] | None:
 def write_verdict(judgement: Judgement, folder: str | Path, log: RunLog | None = None) -> dict[str, Any]:
     """Write the three files into `folder` (made if needed), each whole; return the record."""
     record = build_record(judgement, log)
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    write_json(target / "verdict.json", record)
     figures = [("Gained and forgotten", Markup(plots.pareto(record["points"])))] if record["points"] else []
-    for name, escaped in (("verdict.md", False), ("verdict.html", True)):
-        template = template_environment(escaped).get_template(f"{name}.j2")
-        with atomic_write(target / name, "w") as handle:
-            handle.write(template.render(record, figures=figures))
+    pages = (render(f"verdict.{kind}", record, figures=figures) for kind in ("md", "html"))
+    write_report_files(folder, "verdict", record, *pages)
     return record
 
 

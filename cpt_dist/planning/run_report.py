@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from cpt_dist.files import atomic_write, write_json
 from cpt_dist.planning.run_figures import quantity, shown_shares, svgs, write_png
+from cpt_dist.report_files import template_environment
 
 _NONE = "–"
 
@@ -250,14 +250,7 @@ def print_run_plan(plan: dict[str, Any], console: Console) -> None:
 
 def render_html(plan: dict[str, Any]) -> str:
     """plan.html of a plan of `plan_run`."""
-    environment = Environment(
-        loader=PackageLoader("cpt_dist.planning"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = template_environment("cpt_dist.planning", True, {})
     return environment.get_template("plan.html.j2").render(
         plan=plan,
         facts=list(_facts(plan)),

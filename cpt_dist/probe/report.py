@@ -17,11 +17,11 @@ from rich.text import Text
 
 from cpt_dist.evaluation import plots, statistics
 from cpt_dist.evaluation.probe_claims import FORMAT
-from cpt_dist.evaluation.report import template_environment
+from cpt_dist.evaluation.report import render
 from cpt_dist.evaluation.suites.compare import UNDECIDED
-from cpt_dist.files import atomic_write, write_json
 from cpt_dist.probe.arms import ArmScores
 from cpt_dist.probe.compare import Comparison, ProbeResult
+from cpt_dist.report_files import write_report_files
 
 _STYLES = {"improved": "green", "kept": "green", "worse": "red", UNDECIDED: "yellow"}
 
@@ -138,14 +138,9 @@ def _notes(result: ProbeResult) -> list[str]:
 def write_probe(result: ProbeResult, folder: str | Path) -> dict[str, Any]:
     """Write the three files into `folder` (made if needed), each whole; return the record."""
     record = build_record(result)
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    write_json(target / "probe.json", record)
     figure = Markup(plots.probe_scores(record["arms"], max(record["chance"], record["majority"])))
-    for name, escaped in (("probe.md", False), ("probe.html", True)):
-        template = template_environment(escaped).get_template(f"{name}.j2")
-        with atomic_write(target / name, "w") as handle:
-            handle.write(template.render(record, figure=figure))
+    pages = (render(f"probe.{kind}", record, figure=figure) for kind in ("md", "html"))
+    write_report_files(folder, "probe", record, *pages)
     return record
 
 

@@ -41,12 +41,23 @@ def test_troubles_come_first_and_severe_ones_before_them(run):
 
 
 def test_file_and_table_show_evidence_and_changes(run, tmp_path):
-    record = record_of(run(steps={"data_wait_share": 0.5}))
-    write_record(record, tmp_path / "new" / "doctor.json")
+    case = run(steps={"data_wait_share": 0.5})
+    record = record_of(case)
+    write_record(record, tmp_path / "new" / "doctor.json", case.log)
     assert json.loads((tmp_path / "new" / "doctor.json").read_text()) == json.loads(json.dumps(record))
     printed = io.StringIO()
     print_record(record, Console(width=200, file=printed))
     assert "data.num_workers: 0 -> 2" in printed.getvalue()
+    assert "| starved loader | found (warning) |" in (tmp_path / "new" / "doctor.md").read_text()
+    page = (tmp_path / "new" / "doctor.html").read_text()
+    assert "<code>data.num_workers</code>: 0 → 2" in page
+    assert page.count("<svg") == 3
+
+
+def test_the_page_shows_what_torn_records_leave(run, tmp_path):
+    case = run(steps={"loss": None}, evaluations=[])
+    write_record(record_of(case), tmp_path / "doctor.json", case.log)
+    assert "<svg" not in (tmp_path / "doctor.html").read_text()
 
 
 def test_torn_and_damaged_files_are_passed_over(run):

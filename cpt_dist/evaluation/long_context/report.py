@@ -21,8 +21,8 @@ from cpt_dist.evaluation.evaluate import MEASURED
 from cpt_dist.evaluation.long_context.measure import MODELS, LongContextEvaluation
 from cpt_dist.evaluation.long_context.positions import Curve
 from cpt_dist.evaluation.long_context.suite import EFFECTIVE_SHARE, TaskResult
-from cpt_dist.evaluation.report import source_record, template_environment
-from cpt_dist.files import atomic_write, write_json
+from cpt_dist.evaluation.report import render, source_record
+from cpt_dist.report_files import write_report_files
 
 FORMAT = "cpt_dist.long_context/1"
 
@@ -130,13 +130,13 @@ def notes(evaluation: LongContextEvaluation) -> list[str]:
 
 def render_markdown(record: dict[str, Any]) -> str:
     """long_context.md of a record of `build_record`."""
-    return template_environment(autoescape=False).get_template("long_context.md.j2").render(record)
+    return render("long_context.md", record)
 
 
 def render_html(record: dict[str, Any]) -> str:
     """long_context.html of a record of `build_record`."""
     figures = [(title, Markup(svg)) for title, svg in _figures(record)]
-    return template_environment(autoescape=True).get_template("long_context.html.j2").render(record, figures=figures)
+    return render("long_context.html", record, figures=figures)
 
 
 def _figures(record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -157,12 +157,7 @@ def _figures(record: dict[str, Any]) -> list[tuple[str, str]]:
 def write_report(evaluation: LongContextEvaluation, folder: str | Path) -> dict[str, Any]:
     """Write the three files into `folder` (made if needed), each whole; return the record."""
     record = build_record(evaluation)
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    write_json(target / "long_context.json", record)
-    for name, text in (("long_context.md", render_markdown(record)), ("long_context.html", render_html(record))):
-        with atomic_write(target / name, "w") as handle:
-            handle.write(text)
+    write_report_files(folder, "long_context", record, render_markdown(record), render_html(record))
     return record
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cpt_dist.evaluation import plots
-from cpt_dist.evaluation.report import template_environment
+from cpt_dist.evaluation.report import render
 from cpt_dist.evaluation.statistics import least_documents
 from cpt_dist.evaluation.suites.compare import (
     IMPROVED,
@@ -29,7 +29,7 @@ from cpt_dist.evaluation.suites.compare import (
 )
 from cpt_dist.evaluation.suites.probes import ProbeResult
 from cpt_dist.evaluation.suites.run import SuitesEvaluation
-from cpt_dist.files import atomic_write, write_json
+from cpt_dist.report_files import write_report_files
 
 FORMAT = "cpt_dist.suites/1"
 _STYLES = {IMPROVED: "green", KEPT: "green", WORSE: "red", UNDECIDED: "yellow", NOT_RUN: "yellow"}
@@ -165,25 +165,20 @@ def _probe_note(result: ProbeResult, confidence: float) -> str:
 
 def render_markdown(record: dict[str, Any]) -> str:
     """suites.md of a record of `build_record`."""
-    return template_environment(autoescape=False).get_template("suites.md.j2").render(record)
+    return render("suites.md", record)
 
 
 def render_html(record: dict[str, Any]) -> str:
     """suites.html of a record of `build_record`: one file without scripts or anything fetched."""
     measured = [suite for suite in record["suites"] if suite["status"] == "measured"]
     figure = Markup(plots.suite_gains(measured)) if measured else None
-    return template_environment(autoescape=True).get_template("suites.html.j2").render(record, figure=figure)
+    return render("suites.html", record, figure=figure)
 
 
 def write_suites_report(evaluation: SuitesEvaluation, folder: str | Path) -> dict[str, Any]:
     """Write suites.json, suites.md and suites.html into `folder` (made if needed), each whole; return the record."""
     record = build_record(evaluation)
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    write_json(target / "suites.json", record)
-    for name, text in (("suites.md", render_markdown(record)), ("suites.html", render_html(record))):
-        with atomic_write(target / name, "w") as handle:
-            handle.write(text)
+    write_report_files(folder, "suites", record, render_markdown(record), render_html(record))
     return record
 
 
