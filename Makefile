@@ -19,6 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python demo/demo.py
 
+# Reports are opened in Chromium where there is one; with CPT_REQUIRE_CHROMIUM=1 in the environment it must be there.
 # The tests without processes of their own; the others are `make test-slow`, and .ci/run runs all of them.
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m 'not distributed and not e2e and not peer and not slurm'
