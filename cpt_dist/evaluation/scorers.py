@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from cpt_dist.evaluation.bits_per_byte import IGNORED, Score
-from cpt_dist.evaluation.suites.answers import Logits
+from cpt_dist.evaluation.suites.answers import Decode, Logits
+from cpt_dist.model.decoding import Continuation
+from cpt_dist.model.packed import PackedCausalLM
 
 
 def packed_scorer(model: nn.Module, device: torch.device | str = "cpu") -> Score:
@@ -51,6 +53,11 @@ def packed_logits(model: nn.Module, device: torch.device | str = "cpu") -> Logit
         )
 
     return logits
+
+
+def packed_decode(model: PackedCausalLM, device: torch.device | str = "cpu") -> Decode:
+    """Continuations by a `PackedCausalLM` that this process holds whole, on `device` and in eval mode."""
+    return lambda texts, most: Continuation(model, device, texts, most)
 
 
 def plain_scorer(model: nn.Module, device: torch.device | str = "cpu") -> Score:

@@ -2,8 +2,8 @@
 
 It works on tokens and asks a callable for logits at a few places, so a model that is sharded over ranks answers
 without a copy: work is dealt out over the ranks, every rank makes the same number of forwards (those without work make
-a filler), and sums over ranks give every rank all answers. No cache of keys and values is kept, which makes long
-continuations slow and leaves a training engine as it was.
+a filler), and sums over ranks give every rank all answers. A model that one process holds whole may keep the keys and
+values of what it continues (`Decoding`); a training engine recomputes them for each token and is left as it was.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,21 @@ Logits = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torc
 """logits(input_ids [T], position_ids [T], cu_seqlens [pieces+1], at [n]) -> logits [n, vocab] in fp32 at those places;
 pieces must not see each other."""
 _MOST_PLACES = 512
+
+
+class Decoding(Protocol):
+    """Sequences that are continued, with their keys and values kept."""
+
+    def start(self) -> torch.Tensor:
+        """Logits [sequences, vocab] in fp32 of what follows each."""
+
+    def go_on(self, rows: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        """Logits [rows, vocab] after the sequences at `rows` of the call before got one of `tokens` each."""
+
+
+Decode = Callable[[Sequence[Sequence[int]], int], Decoding]
+"""decode(tokens of each sequence, most tokens that each may get)."""
+Grow = Callable[[int, torch.Tensor], bool]
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,8 @@ class Answerer:
     rank: int = 0
     world_size: int = 1
     sum_over_ranks: SumOverRanks = lambda values: values
+    decode: Decode | None = None
+    """Used by a single rank to continue texts; without it each token costs a forward over all tokens before it."""
 
     def log_likelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[np.ndarray, np.ndarray]:
         """(log-likelihood in nats float64 [pairs], greedy bool [pairs]) of answers after contexts, both in tokens.
@@ -110,30 +128,52 @@ class Answerer:
         texts = {index: list(prompts[index])[-(self.max_positions - max_new_tokens) :] for index in mine}
         new: dict[int, list[int]] = {index: [] for index in mine}
         generators = {index: torch.Generator().manual_seed(sampling[index].seed) for index in mine} if sampling else {}
-        active = list(mine)
-        while True:
-            pieces = [_Piece(seq := texts[i] + new[i], range(len(seq) - 1, len(seq))) for i in active]
-            forwards = _forwards(pieces, self.batch_tokens)
-            rounds = self._most(len(forwards))
-            if not rounds:
-                break
-            for number in range(rounds):
-                numbers, chosen = forwards[number] if number < len(forwards) else ([], [])
-                rows = self._ask(chosen)
-                for row, place in enumerate(numbers):
-                    index = active[place]
-                    token = (
-                        _draw(rows[row], sampling[index], generators[index])
-                        if sampling is not None
-                        else int(rows[row].argmax())
-                    )
-                    new[index].append(token)
-            active = [i for i in active if len(new[i]) < max_new_tokens and not stop(i, new[i])]
+
+        def grow(index: int, row: torch.Tensor) -> bool:
+            """Append the next token by its logits [vocab]; whether more are wanted."""
+            drawn = _draw(row, sampling[index], generators[index]) if sampling is not None else int(row.argmax())
+            new[index].append(drawn)
+            return len(new[index]) < max_new_tokens and not stop(index, new[index])
+
+        if self.decode is not None and self.world_size == 1:
+            self._continue_kept(self.decode, texts, new, max_new_tokens, grow)
+        else:
+            self._continue_recomputed(texts, new, grow)
         table = np.zeros((len(prompts), max_new_tokens + 1), dtype=np.float64)
         for index, tokens in new.items():
             table[index, 0] = len(tokens)
             table[index, 1 : len(tokens) + 1] = tokens
         return [row[1 : int(row[0]) + 1].astype(int).tolist() for row in self.sum_over_ranks(table)]
+
+    def _continue_kept(
+        self, decode: Decode, texts: dict[int, list[int]], new: dict[int, list[int]], most: int, grow: Grow
+    ) -> None:
+        """Let every text grow, as many at a time as have room for their tokens in `batch_tokens`."""
+        for group in _groups(texts, most, self.batch_tokens):
+            decoding = decode([texts[index] for index in group], most)
+            active, logits = group, decoding.start().to("cpu")
+            while True:
+                rows = [row for row, index in enumerate(active) if grow(index, logits[row])]
+                active = [active[row] for row in rows]
+                if not active:
+                    break
+                logits = decoding.go_on(rows, [new[index][-1] for index in active]).to("cpu")
+
+    def _continue_recomputed(self, texts: dict[int, list[int]], new: dict[int, list[int]], grow: Grow) -> None:
+        """Let every text grow with forwards over all of its tokens, equally many on every rank."""
+        active = list(texts)
+        while True:
+            pieces = [_Piece(seq := texts[i] + new[i], range(len(seq) - 1, len(seq))) for i in active]
+            forwards = _forwards(pieces, self.batch_tokens)
+            rounds = self._most(len(forwards))
+            if not rounds:
+                return
+            wanted = []
+            for number in range(rounds):
+                numbers, chosen = forwards[number] if number < len(forwards) else ([], [])
+                rows = self._ask(chosen)
+                wanted += [active[place] for row, place in enumerate(numbers) if grow(active[place], rows[row])]
+            active = wanted
 
     def _most(self, count: int) -> int:
         """The largest `count` of all ranks."""
@@ -153,6 +193,17 @@ class Answerer:
                 torch.tensor([0, *ends], dtype=torch.int32),
                 torch.tensor([s + p for s, piece in zip(starts, pieces, strict=True) for p in piece.places]),
             ).to("cpu")
+
+
+def _groups(texts: dict[int, list[int]], most: int, budget: int) -> list[list[int]]:
+    """The texts, by length, in groups of which each has at most `budget` places when all have grown by `most`."""
+    groups: list[list[int]] = []
+    for index in sorted(texts, key=lambda index: len(texts[index])):
+        size = len(texts[index]) + most  # of the longest so far, which all others are padded to
+        if not groups or (len(groups[-1]) + 1) * size > budget:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
 
 
 def _forwards(pieces: Sequence[_Piece], batch_tokens: int) -> list[tuple[list[int], list[_Piece]]]:

@@ -19,7 +19,7 @@ from cpt_dist.config import CptConfig, parse_quantity
 from cpt_dist.corpus.ngrams import NgramIndex
 from cpt_dist.data.remote import as_folder, shards_folder
 from cpt_dist.data.shards import Source, is_complete, tokenizer_fingerprint
-from cpt_dist.evaluation.scorers import packed_logits
+from cpt_dist.evaluation.scorers import packed_decode, packed_logits
 from cpt_dist.evaluation.suites.answers import Answerer
 from cpt_dist.evaluation.suites.compare import Judge, SuiteResult, compare_items, compare_scores, with_outcomes
 from cpt_dist.evaluation.suites.contamination import Evidence, search
@@ -127,7 +127,8 @@ def load_text_model(config: CptConfig, folder: str) -> TextModel:
     model = load_model(replace(config.model, path=folder)).to(device).eval()
     positions = max_positions(read_model_config(folder)) or UNLIMITED_POSITIONS
     batch_tokens = parse_quantity(config.evaluate.batch_tokens, "evaluate.batch_tokens")
-    return TextModel(folder, Answerer(packed_logits(model, device), positions, batch_tokens))
+    decode = packed_decode(model, device)
+    return TextModel(folder, Answerer(packed_logits(model, device), positions, batch_tokens, decode=decode))
 
 
 def evaluate_suites(config: CptConfig, report: Callable[[str], None] = lambda line: None) -> SuitesEvaluation:

@@ -1,6 +1,7 @@
 """Answers of a tiny model: independent of batches and ranks, equal to transformers' own."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ from transformers import AutoModelForCausalLM
 
 from cpt_dist.config import ModelConfig
 from cpt_dist.errors import UserError
-from cpt_dist.evaluation.scorers import packed_logits
+from cpt_dist.evaluation.scorers import packed_decode, packed_logits
 from cpt_dist.evaluation.suites.answers import Answerer, Sampling
 from cpt_dist.evaluation.suites.generations import continue_prompts, read_prompts
 from cpt_dist.evaluation.suites.text_model import TextModel
 from cpt_dist.model.load import load_model
 from cpt_dist.suites_config import SuitesConfig
 from tests.evaluation.suites.small import model_folder, write_rows
+from tests.helpers.models import FAMILIES
 
 PROMPTS = [[5, 6, 7], [8], list(range(20, 60)), [9, 9, 9, 9], [30, 31]]
 PAIRS = [(prompt, answer) for prompt in PROMPTS for answer in ([3], [4, 5, 6], [7, 8])]
@@ -95,6 +97,44 @@ def test_greedy_tokens_are_those_of_transformers_and_are_called_greedy(logits, p
         expected = plain.generate(torch.tensor([prompt]), pad_token_id=0, **settings)[0, len(prompt) :]
         assert tokens == expected.tolist()
     assert answerer.log_likelihoods(list(zip(PROMPTS, found, strict=True)))[1].all()
+
+
+@pytest.mark.parametrize(("family", "batch_tokens"), [("llama", 60), ("mistral", 4096), ("gpt2", 10)])
+def test_kept_keys_give_the_tokens_that_recomputing_gives(tmp_path, family, batch_tokens):
+    model = load_model(ModelConfig(path=str(FAMILIES[family](tmp_path)))).eval()
+    read = []
+
+    def decode(texts, most):
+        read.append(len(texts))
+        return packed_decode(model)(texts, most)
+
+    recomputed = Answerer(packed_logits(model), 128, batch_tokens)
+    kept = replace(recomputed, decode=decode)
+    stop = lambda index, tokens: len(tokens) >= 3 + 4 * index  # noqa: E731
+    for sampling in (None, [Sampling(seed) for seed in range(5)]):
+        found = kept.generate(PROMPTS, 18, stop, sampling)
+        assert found == recomputed.generate(PROMPTS, 18, stop, sampling)
+        assert [len(tokens) for tokens in found] == [3, 7, 11, 15, 18]
+    assert sum(read) == 10
+    assert max(read) == {10: 1, 60: 2, 4096: 5}[batch_tokens]
+
+
+def test_each_token_is_read_once_where_keys_are_kept(folder, monkeypatch):
+    model = load_model(ModelConfig(path=str(folder))).eval()
+    read, forward = [], model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda tokens, *others, **named: read.append(len(tokens)) or forward(tokens, *others, **named)
+    )
+    Answerer(packed_logits(model), 256, decode=packed_decode(model)).generate(PROMPTS, 6, never)
+    assert read == [sum(map(len, PROMPTS)), 5, 5, 5, 5, 5]
+
+
+def test_ranks_do_not_use_what_one_rank_keeps(logits):
+    def refuse(texts, most):
+        raise AssertionError("several ranks must make the same forwards")
+
+    found = Ranks(logits, 2).run(lambda answerer: replace(answerer, decode=refuse).generate(PROMPTS, 3, never))
+    assert found == [Answerer(logits, 256).generate(PROMPTS, 3, never)] * 2
 
 
 def test_ranks_share_the_work_with_equal_numbers_of_forwards(logits):
