@@ -1,4 +1,4 @@
-"""Suites asked of a model in training: the same answers however it is sharded, and the same training without them."""
+"""What is asked of a model in training: the same numbers however it is sharded, and the same training without it."""
 
 import copy
 import json
@@ -52,6 +52,7 @@ def runs(tmp_path_factory):
                 config = copy.deepcopy(base) | {"run_dir": str(folder / name)}
                 config["engine"] = config["engine"] | engine
                 config["suites"] = questions | {"every_steps": every}
+                config["evaluation"] |= {"during_training": every > 0, "every_steps": every, "max_tokens": "600"}
                 jobs.append({"config": config})
         path = folder / f"jobs-{world_size}.json"
         path.write_text(json.dumps(jobs))
@@ -93,7 +94,23 @@ def test_a_sharded_model_gives_the_answers_of_one_process(runs, name):
     assert list(alone[0]["suites"]) == ["choices", "cloze", "texts"]
     assert alone[0] != {**alone[2], "step": 0}
     assert len(numbers(alone)) > 40
+    assert numbers(ours[0]) == pytest.approx(numbers(alone[0]), rel=1e-6, abs=1e-6)
     assert numbers(ours) == pytest.approx(numbers(alone), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fsdp 2", "zero3 2"])
+def test_a_sharded_model_has_the_bits_per_byte_of_one_process(runs, name):
+    ours, alone = (
+        [
+            [record["step"], *(source["bits_per_byte"] for source in record["sources"].values())]
+            for record in tiny_run.read_metrics(runs / which, "evaluation")
+        ]
+        for which in (name, "one")
+    )
+    assert [step for step, *_ in alone] == [0, 10, 20]
+    assert ours[0] == pytest.approx(alone[0], rel=1e-6)  # the same weights; later ones differ by the order of sums
+    assert ours == [pytest.approx(one, rel=1e-4) for one in alone]
+    assert alone[2][1] < alone[0][1] - 0.1
 
 
 @pytest.mark.parametrize("name", ["fsdp 2", "zero3 2"])
@@ -104,3 +121,4 @@ def test_asking_leaves_the_training_bit_for_bit_as_it_was(runs, name):
     assert len(losses) == 20
     assert losses == unasked
     assert asked(runs / f"{name} unasked") == []
+    assert tiny_run.read_metrics(runs / f"{name} unasked", "evaluation") == []
