@@ -26,6 +26,9 @@ import torch
 from cpt_dist.evaluation.documents import DocumentEncoder, EvaluationText
 
 IGNORED = -100
+RESOLUTION = 1e-6
+"""Share of a document's nll by which rounding in fp32 may move it (another batch, tokenizer or engine); two models
+that differ by less on a document don't differ there."""
 Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """score(input_ids [T], labels [T], position_ids [T], cu_seqlens [pieces+1]) -> nll [T] in nats, anything where the
 label is -100. Labels are already shifted; pieces must not see each other."""
@@ -150,6 +153,12 @@ class DocumentScores:
             "tokens": int(self.num_tokens.sum()),
             "documents": len(self.nll),
         }
+
+
+def nll_change(before: DocumentScores, after: DocumentScores) -> np.ndarray:
+    """after - before in nats of each document, float64 [documents]; 0 where that is within `RESOLUTION`."""
+    change = after.nll - before.nll
+    return np.where(np.abs(change) > RESOLUTION * np.abs(before.nll), change, 0.0)
 
 
 def score_documents(

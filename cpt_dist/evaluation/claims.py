@@ -72,7 +72,8 @@ class Answer:
     detectable: float | None = None
     """Distance from the threshold that as many items would show with probability `POWER`, in `unit`."""
     items_needed: int | None = None
-    """If undecided: items like these that would decide at the observed distance from the threshold."""
+    """If undecided: items like these that would decide at the observed distance from the threshold, or where that is
+    unknown, the fewest that can decide anything."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,18 @@ def answers(claims: Sequence[Claim], confidence: float, num_resamples: int, seed
         above.append(p_greater(distance, own_seed, num_resamples))
         below.append(p_greater(-distance, own_seed, num_resamples))
     adjusted = zip(claims, holm(above), holm(below), strict=True)
-    return [_answer(*one, confidence=confidence, num_resamples=num_resamples, seed=seed) for one in adjusted]
+    corrected = 1 - (1 - confidence) / max(1, len(claims))
+    return [_answer(*one, confidence, corrected, num_resamples, seed) for one in adjusted]
 
 
 def _answer(
-    claim: Claim, p_above: float, p_below: float, *, confidence: float, num_resamples: int, seed: int
+    claim: Claim,
+    p_above: float,
+    p_below: float,
+    confidence: float,
+    corrected: float,
+    num_resamples: int,
+    seed: int,
 ) -> Answer:
     if claim.gains is None or claim.weights is None:
         return Answer(claim, NOT_RUN)
@@ -135,9 +143,24 @@ def _answer(
             status = REFUTED
     needed = None
     if status == UNDECIDED:
-        needed = documents_to_decide(claim.gains - claim.threshold * weights, weights, confidence, POWER)
+        needed = _items_needed(claim.gains - claim.threshold * weights, weights, corrected)
+        if claim.repeats is not None and needed == len(weights) + 1:
+            needed = None  # there are enough items, and too few repetitions
     detectable = _detectable(claim.gains, weights, confidence)
     return Answer(claim, status, gain, p_above, p_below, len(weights), detectable, needed)
+
+
+def _items_needed(distance: np.ndarray, weights: np.ndarray, corrected: float) -> int | None:
+    """Items that would decide, more than there are, at the confidence of the first of Holm's steps.
+
+    None where there are enough for a decision and none of them differs from the threshold.
+    """
+    items, effective = len(weights), effective_documents(weights)
+    least = math.ceil(least_documents(corrected) * items / effective - 1e-9)
+    needed = documents_to_decide(distance, weights, corrected, POWER)
+    if needed is None:
+        return least if items < least else None
+    return max(needed, least, items + 1)
 
 
 def _detectable(gains: np.ndarray, weights: np.ndarray, confidence: float) -> float | None:

@@ -20,7 +20,7 @@ from cpt_dist.data.remote import RemoteFolder, as_folder, shards_folder
 from cpt_dist.data.shards import is_complete, read_held_out, read_manifest
 from cpt_dist.errors import UserError
 from cpt_dist.evaluation import statistics
-from cpt_dist.evaluation.bits_per_byte import DocumentScores, Score, score_documents
+from cpt_dist.evaluation.bits_per_byte import DocumentScores, Score, nll_change, score_documents
 from cpt_dist.evaluation.documents import DocumentEncoder, EvaluationText, choose_texts
 from cpt_dist.evaluation.inputs import check_inputs
 from cpt_dist.evaluation.scorers import packed_scorer
@@ -88,6 +88,12 @@ def read_held_out_sets(
             reason = "its first held-out document doesn't begin within the budget; raise evaluation.max_tokens"
         sets.append(HeldOutSet(source, role, texts, num_held_out, reason))
     return sets
+
+
+def check_any_text(sets: Sequence[HeldOutSet]) -> None:
+    """Raise UserError, with the reason of each source, where there is no text at all."""
+    if not any(held_out.texts for held_out in sets):
+        raise UserError([f"source '{held_out.source}': not run, since {held_out.not_run}" for held_out in sets])
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ def compare(
     Both scores are those of `held_out.texts`. With one document there are no resamples and no interval.
     """
     num_bytes = base.num_bytes.astype(np.float64)
-    bits = np.stack([base.nll, adapted.nll, adapted.nll - base.nll]) / math.log(2)
+    bits = np.stack([base.nll, adapted.nll, nll_change(base, adapted)]) / math.log(2)
     effective = statistics.effective_documents(num_bytes)
     replicates = None
     if len(num_bytes) >= 2:
@@ -320,9 +326,7 @@ def evaluate(config: CptConfig, report: Callable[[str], None] = lambda line: Non
     ]
     roles = {name: source.role for name, source in config.data.sources.items()}
     sets = read_held_out_sets(shards_folder(config.data), roles, encoders[0], settings.max_tokens)
-    if not any(held_out.texts for held_out in sets):
-        raise UserError([f"source '{held_out.source}': not run, since {held_out.not_run}" for held_out in sets])
-
+    check_any_text(sets)
     results, macro = evaluate_sets(
         sets,
         (encoders[0], folder_scorer(config, config.evaluate.base)),

@@ -20,7 +20,14 @@ from cpt_dist.errors import UserError
 from cpt_dist.evaluation.bits_per_byte import DocumentScores, Score
 from cpt_dist.evaluation.claims import REFUTED, RETENTION, Answer, answers
 from cpt_dist.evaluation.documents import DocumentEncoder
-from cpt_dist.evaluation.evaluate import HeldOutSet, Settings, folder_scorer, read_held_out_sets, score_sets
+from cpt_dist.evaluation.evaluate import (
+    HeldOutSet,
+    Settings,
+    check_any_text,
+    folder_scorer,
+    read_held_out_sets,
+    score_sets,
+)
 from cpt_dist.evaluation.scorers import packed_scorer
 from cpt_dist.evaluation.verdict import Point, claims_of, point
 
@@ -56,7 +63,7 @@ class Trajectory:
 def follow(config: CptConfig, report: Callable[[str], None] = lambda line: None) -> Trajectory:
     """Measure the checkpoints of `config.run_dir` that `config.evaluate.checkpoints` names.
 
-    Raises UserError where there is no checkpoint or a damaged one.
+    Raises UserError where there is no checkpoint or a damaged one, or no held-out text.
     """
     how = config.evaluate.checkpoints
     store = checkpoint_store(config)
@@ -67,6 +74,7 @@ def follow(config: CptConfig, report: Callable[[str], None] = lambda line: None)
     encoder = DocumentEncoder(config.model.path, config.data.separator)
     roles = {name: source.role for name, source in config.data.sources.items()}
     sets = read_held_out_sets(shards_folder(config.data), roles, encoder, settings.max_tokens)
+    check_any_text(sets)
     base = score_sets("base", encoder, folder_scorer(config, config.model.path), sets, settings, report)
 
     def visit(step: int) -> Visit:

@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from cpt_dist.config import CptConfig
 from cpt_dist.data.remote import shards_folder
 from cpt_dist.errors import UserError
-from cpt_dist.evaluation.bits_per_byte import DocumentScores, Score
+from cpt_dist.evaluation.bits_per_byte import DocumentScores, Score, nll_change
 from cpt_dist.evaluation.claims import CONTROL, GOAL, RETENTION, Claim, Verdict, answers, decide
 from cpt_dist.evaluation.documents import DocumentEncoder
 from cpt_dist.evaluation.evaluate import (
     HeldOutSet,
     Settings,
+    check_any_text,
     compare,
     folder_scorer,
     macro_averages,
@@ -62,7 +63,8 @@ class Judgement:
 def judge(config: CptConfig, report: Callable[[str], None] = lambda line: None) -> Judgement:
     """Score base, adapted and control model on all held-out text, and decide. `report` hears what is being done.
 
-    Raises UserError for missing or damaged inputs, and where weights can't be averaged.
+    Raises UserError for missing or damaged inputs, where there is nothing to compare, and where weights can't be
+    averaged.
     """
     check_verdict_inputs(config)
     settings = Settings.of(config)
@@ -70,15 +72,17 @@ def judge(config: CptConfig, report: Callable[[str], None] = lambda line: None) 
     if config.verdict.control is not None:
         folders["control"] = config.verdict.control
     encoders = {name: DocumentEncoder(folder, config.data.separator) for name, folder in folders.items()}
+    same = len({encoder.fingerprint for encoder in encoders.values()}) == 1
+    if config.verdict.averages and not same:
+        raise UserError("verdict.averages: base and adapted model have different tokenizers; leave it empty")
     roles = {name: source.role for name, source in config.data.sources.items()}
     sets = read_held_out_sets(shards_folder(config.data), roles, encoders["base"], settings.max_tokens)
+    if not config.suites.run and not config.verdict.probe:
+        check_any_text(sets)
     scores = {
         name: score_sets(name, encoders[name], folder_scorer(config, folder), sets, settings, report)
         for name, folder in folders.items()
     }
-    same = len({encoder.fingerprint for encoder in encoders.values()}) == 1
-    if config.verdict.averages and not same:
-        raise UserError("verdict.averages: base and adapted model have different tokenizers; leave it empty")
     for share in config.verdict.averages:
         load = _averaged(config, share)
         scores[f"average {share:g}"] = score_sets(f"average {share:g}", encoders["base"], load, sets, settings, report)
@@ -119,7 +123,7 @@ def _claim(
     if not held_out.texts:
         return Claim(held_out.source, kind, threshold, UNIT, not_run=held_out.not_run)
     before, after = other[held_out.source], adapted[held_out.source]
-    return Claim(held_out.source, kind, threshold, UNIT, (before.nll - after.nll) / math.log(2), before.num_bytes)
+    return Claim(held_out.source, kind, threshold, UNIT, -nll_change(before, after) / math.log(2), before.num_bytes)
 
 
 def point(
