@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import MISSING, OmegaConf
 
-from cpt_dist import config
+from cpt_dist import config, curation_config
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# Configuration
@@ -28,6 +28,17 @@ python launch/train.py experiment=demo engine=zero2 schedule=cosine schedule.pea
 
 Counts of tokens and bytes take decimal units: `20B`, `1.5M`, `500k`, `5GB`, `4096`.
 """
+CURATION_STEPS = {
+    "repair": curation_config.RepairConfig,
+    "language": curation_config.LanguageConfig,
+    "quality": curation_config.QualityConfig,
+    "quality.perplexity": curation_config.PerplexityConfig,
+    "quality.relevance": curation_config.RelevanceConfig,
+    "pii": curation_config.PiiConfig,
+    "cleaning": curation_config.CleaningConfig,
+    "chunking": curation_config.ChunkingConfig,
+}
+"""Settings of steps, which lie below a dictionary: a profile and what differs from it."""
 
 
 def explanations(schema: type) -> dict[str, str]:
@@ -50,7 +61,7 @@ def default_of(field: dataclasses.Field) -> str:
     if field.default is dataclasses.MISSING:
         assert field.default_factory is not dataclasses.MISSING
         made = field.default_factory()
-        return f"`{json.dumps(made)}`" if isinstance(made, list) and made else "empty"
+        return f"`{json.dumps(made)}`" if isinstance(made, list | dict) and made else "empty"
     return f"`{OmegaConf.to_yaml({'value': field.default}).split(': ', 1)[1].strip()}`"
 
 
@@ -62,6 +73,7 @@ def page() -> str:
     sections += [
         ("data.sources.NAME", config.SourceConfig),
         ("data.sources.NAME.strata", config.StrataConfig),
+        *((f"data.sources.NAME.curation.{name}", schema) for name, schema in CURATION_STEPS.items()),
         ("engine", config.EngineConfig),
         ("optimizer", config.OptimizerConfig),
         ("schedule", config.ScheduleConfig),

@@ -29,7 +29,7 @@ from cpt_dist.corpus.steps.pii import Pii
 from cpt_dist.corpus.steps.pii_names import PersonNames
 from cpt_dist.corpus.steps.repair import Identify, Normalise, Repair
 from cpt_dist.corpus.steps.scores import ModelScore, Scores, Thresholds
-from cpt_dist.curation_config import ANNOTATE, DROP, NO_DETECTOR, OFF, StepsConfig
+from cpt_dist.curation_config import ANNOTATE, DROP, KEEP, NO_DETECTOR, OFF, StepsConfig
 
 
 def steps_before_dedup(settings: StepsConfig) -> list[Step]:
@@ -74,7 +74,9 @@ def steps_after_near_dedup(settings: StepsConfig) -> list[Step]:
         steps.append(Citations())
     if cleaning.abbreviations == ANNOTATE:
         steps.append(Abbreviations())
-    return [*steps, CodeCleaning(cleaning.generated == DROP, cleaning.licence_headers)]
+    if cleaning.generated == DROP or cleaning.licence_headers != KEEP:
+        steps.append(CodeCleaning(cleaning.generated == DROP, cleaning.licence_headers))
+    return steps
 
 
 def steps_of_chunking(settings: StepsConfig) -> list[Splitter]:

@@ -12,12 +12,10 @@ import warnings
 from dataclasses import dataclass, replace
 
 from cpt_dist.corpus.step import CuratedDocument, Dropped
-from cpt_dist.corpus.steps.code_language import code_language
 from cpt_dist.corpus.steps.content import CONTENT
 from cpt_dist.corpus.steps.repair import with_counts
 from cpt_dist.curation_config import CODE, SPDX, STRIP
 
-CODE_LANGUAGE = "code_language"
 _TOP_LINES = 30
 _COMMENT = re.compile(r"\s*(?:#|//|/\*|\*|--|;|%|<!--|\"\"\"|''')")
 _GENERATED = re.compile(
@@ -142,10 +140,11 @@ def means_the_same(before: str, after: str) -> bool:
 
 @dataclass(frozen=True)
 class CodeCleaning:
-    """Labels the language of code, drops what a program wrote, applies the policy for licence headers."""
+    """Drops code that a program wrote, applies the policy for licence headers."""
 
     drop_generated: bool
     licence_headers: str
+    """keep, strip or spdx."""
     name: str = "code_cleaning"
 
     def __call__(self, document: CuratedDocument) -> CuratedDocument | Dropped:
@@ -157,7 +156,6 @@ class CodeCleaning:
             return Dropped("generated_code", "a comment at its top says that a program wrote it")
         if self.drop_generated and minified(text):
             return Dropped("minified_code", f"a line of {max(map(len, text.split(chr(10))))} characters")
-        document = replace(document, labels={**document.labels, CODE_LANGUAGE: code_language(text)})
         if self.licence_headers not in (STRIP, SPDX):
             return document
         cleaned = without_licence(text, self.licence_headers)

@@ -11,9 +11,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from cpt_dist.corpus.step import CuratedDocument
+from cpt_dist.corpus.steps.code_language import code_language
 from cpt_dist.curation_config import AUTO, CODE, PROSE, TABLE
 
-CONTENT = "content"
+CONTENT, CODE_LANGUAGE = "content", "code_language"
 _READ_CHARACTERS = 20_000
 _MIN_SHARE = 0.4
 _CODE_LINE = re.compile(
@@ -70,12 +71,15 @@ def content_of(text: str) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """Labels a document with what it is: `content`, or what `content_of` says if that is auto."""
+    """Labels a document with what it is: `content`, or what `content_of` says if that is auto; and code's language."""
 
     content: str = AUTO
     name: str = "content"
 
     def __call__(self, document: CuratedDocument) -> CuratedDocument:
-        """The document with the label content."""
+        """The document with the label content, and code with the label code_language."""
         content = content_of(document.text) if self.content == AUTO else self.content
-        return replace(document, labels={**document.labels, CONTENT: content})
+        labels = {**document.labels, CONTENT: content}
+        if content == CODE:
+            labels[CODE_LANGUAGE] = code_language(document.text)
+        return replace(document, labels=labels)

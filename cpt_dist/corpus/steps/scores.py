@@ -19,7 +19,7 @@ from cpt_dist.corpus.steps.density import density
 from cpt_dist.corpus.steps.language import LANGUAGE, in_languages
 from cpt_dist.corpus.steps.measures import held, judge, measure
 from cpt_dist.corpus.steps.repair import with_counts
-from cpt_dist.corpus.steps.text_view import TextView, ngrams, phrase_hash
+from cpt_dist.corpus.steps.text_view import TextView, excerpt, ngrams, phrase_hash
 from cpt_dist.curation_config import CODE, PROSE, QualityConfig
 
 QUALITY = "quality"
@@ -75,7 +75,8 @@ class Scores:
     def __call__(self, document: CuratedDocument) -> CuratedDocument:
         """The document with its scores; its text is not changed."""
         settings = self.settings
-        view = TextView(document.text)
+        read = excerpt(document.text)
+        view = TextView(read)
         content = document.labels.get(CONTENT, PROSE)
         language = document.labels.get(LANGUAGE)
         has_stop_words = language is None or in_languages(language, settings.stop_word_languages)
@@ -96,8 +97,8 @@ class Scores:
         scores = {**document.scores, **measures, **components}
         if quality is not None:
             scores[QUALITY] = quality
-        counts = with_counts(document, {f"missed.{name}": 1 for name in missed})
-        return replace(document, scores=scores, counts=counts)
+        added = {f"missed.{name}": 1 for name in missed} | {"scored_by_excerpt": int(read is not document.text)}
+        return replace(document, scores=scores, counts=with_counts(document, added))
 
 
 @dataclass(frozen=True)

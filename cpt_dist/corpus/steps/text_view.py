@@ -136,6 +136,21 @@ class TextView:
         return self.text.encode("utf-8")
 
 
+EXCERPT_CHARACTERS, EXCERPT_PIECES = 2_000_000, 8
+
+
+def excerpt(text: str) -> str:
+    """A text of at most 2,000,000 characters as it is; of a longer one 8 pieces, evenly spread, so many in all.
+
+    Words of 100 MB would take gigabytes. Pieces are apart by a blank line.
+    """
+    if len(text) <= EXCERPT_CHARACTERS:
+        return text
+    size = EXCERPT_CHARACTERS // EXCERPT_PIECES
+    starts = [piece * (len(text) - size) // (EXCERPT_PIECES - 1) for piece in range(EXCERPT_PIECES)]
+    return "\n\n".join(text[start : start + size] for start in starts)
+
+
 _ENDS = " \t\n.,;:!?\"'`()[]{}<>“”‘’«»…*_—–-/\\|"
 
 

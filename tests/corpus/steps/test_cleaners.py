@@ -7,7 +7,7 @@ import pytest
 
 from cpt_dist.corpus.step import Dropped
 from cpt_dist.corpus.steps import pii_names as names_module
-from cpt_dist.corpus.steps import steps_after_near_dedup
+from cpt_dist.corpus.steps import steps_after_near_dedup, steps_of_chunking
 from cpt_dist.corpus.steps.abbreviations import Abbreviations
 from cpt_dist.corpus.steps.citations import REPORTERS, Citations, find_citations
 from cpt_dist.corpus.steps.pages import PageFurniture
@@ -152,4 +152,10 @@ def test_a_missing_presidio_says_what_to_install(document, monkeypatch):
 
 def test_the_legal_profile_cleans_in_its_order():
     steps = [step.name for step in steps_after_near_dedup(resolve_steps("legal", {}, "x"))]
-    assert steps == ["pii", "page_furniture", "citations", "code_cleaning"]
+    assert steps == ["pii", "page_furniture", "citations"]
+    everything = {"pii": {"names": "count"}, "cleaning": {"abbreviations": "annotate", "generated": "drop"}}
+    steps = [step.name for step in steps_after_near_dedup(resolve_steps("legal", everything, "x"))]
+    assert steps == ["pii", "pii_names", "page_furniture", "citations", "abbreviations", "code_cleaning"]
+    nothing = {"pii": {"policy": "off"}, "chunking": {"max_characters": 0}}
+    assert not steps_after_near_dedup(resolve_steps("general", nothing, "x"))
+    assert not steps_of_chunking(resolve_steps("general", nothing, "x"))

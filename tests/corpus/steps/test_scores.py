@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt_dist.corpus.step import Dropped
-from cpt_dist.corpus.steps import steps_before_near_dedup
-from cpt_dist.corpus.steps.content import content_of
+from cpt_dist.corpus.steps import steps_before_near_dedup, text_view
+from cpt_dist.corpus.steps.content import Content, content_of
 from cpt_dist.corpus.steps.density import density
 from cpt_dist.corpus.steps.measures import MEASURES, RULES, held, judge, measure
 from cpt_dist.corpus.steps.repetition import repetition_measures, variety
 from cpt_dist.corpus.steps.scores import Scores, Thresholds, combine, count_keywords
-from cpt_dist.corpus.steps.text_view import TextView
+from cpt_dist.corpus.steps.text_view import TextView, excerpt
 from cpt_dist.curation_config import QualityConfig
 from cpt_dist.curation_profiles import PROFILES, resolve_steps
 
@@ -101,6 +101,12 @@ def test_the_standard_library_scores_as_good_code():
 def test_content_is_told_apart(prose, code):
     table = "id\tname\tvalue\n" + "".join(f"{i}\tn{i}\t{i * i}\n" for i in range(10))
     assert [content_of(text) for text in (prose, code, table, "")] == ["prose", "code", "table", "prose"]
+
+
+def test_content_and_the_language_of_code_become_labels(document, prose, code):
+    assert Content()(document(prose)).labels == {"content": "prose"}
+    assert Content()(document(code)).labels == {"content": "code", "code_language": "python"}
+    assert Content("table")(document(prose)).labels == {"content": "table"}
 
 
 def _page(rng: random.Random, words: int) -> str:
@@ -196,6 +202,20 @@ def test_good_prose_has_a_quality_of_nearly_one_with_weights_that_act(document, 
     assert result.text == prose
     low = Scores(QualityConfig(weights={"keywords": 1.0}, keywords=["plaintiff"]))(document(prose))
     assert low.scores["quality"] == 0.0
+
+
+def test_a_huge_document_is_scored_by_an_even_excerpt(document, monkeypatch, prose):
+    # E7: documents above a length were not scored at all. A head alone would miss what follows it.
+    monkeypatch.setattr(text_view, "EXCERPT_CHARACTERS", 8_000)
+    huge = prose * 20 + SPAM * 10
+    result = Scores(QualityConfig())(document(huge))
+    assert result.text == huge
+    assert result.counts["scored_by_excerpt"] == 1
+    assert result.scores["words"] < 2_000
+    assert "missed.repetition.duplicate_5gram" in result.counts
+    assert "scored_by_excerpt" not in Scores(QualityConfig())(document(prose)).counts
+    assert excerpt(huge).startswith(prose[:900])
+    assert excerpt(huge).endswith(SPAM[-900:])
 
 
 def test_nothing_is_dropped_without_a_threshold(document):
