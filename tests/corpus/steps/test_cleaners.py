@@ -98,6 +98,8 @@ def test_annotated_abbreviations_keep_what_was_written(document):
     result = Abbreviations()(given)
     assert result.text == ("The pt (patient) has hx (history) of falls; pt denies pain, hx unclear. " + MEDICAL)
     assert result.counts == {"abbreviations_annotated": 2}
+    after_number = document("Set in 12 pt with hx and dx.")
+    assert Abbreviations()(after_number).text == "Set in 12 pt with hx (history) and dx (diagnosis)."
     lone = document("A pt is a point: 12 pt font. " + MEDICAL)
     assert Abbreviations()(lone) is lone
 

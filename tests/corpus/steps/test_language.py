@@ -43,12 +43,15 @@ def test_without_wanted_languages_nothing_is_dropped(document):
 
 
 def test_paragraphs_in_other_languages_can_be_taken_out(document, prose):
-    mixed = prose + "\n" + GERMAN + "Short: ja nein.\n\n" + prose
+    short = "Das Wetter ist heute schön und der Hafen liegt ganz still.\n\n"
+    mixed = prose + "\n" + GERMAN + short + prose
     keep, drop = (Language(LanguageConfig(wanted=["en"], paragraphs=policy)) for policy in ("keep", "drop"))
     assert keep(document(mixed)).text == mixed
     result = drop(document(mixed))
     assert result.text == mixed.replace(GERMAN, "")
     assert result.counts == {"paragraphs_of_other_languages": 1}
+    every = Language(LanguageConfig(wanted=["en"], paragraphs="drop", min_paragraph_bytes=20))
+    assert every(document(mixed)).text == mixed.replace(GERMAN, "").replace(short, "")
 
 
 def test_code_isnt_judged(document, code):

@@ -101,6 +101,13 @@ def test_check_digits():
     assert cut_iban("GB82 WEST 1234 5698 7654 33") is None
 
 
+@pytest.mark.parametrize("type", ["credit_card", "iban"])
+def test_a_wrong_check_digit_is_no_hit(type):
+    for value, _ in positives(type, 60):
+        wrong = value[:-1] + str((int(value[-1]) + 1) % 10)
+        assert found_in(f"The number is {wrong}, isn't it?") == [], wrong
+
+
 def test_patterns_are_linear_in_the_length_of_hostile_text():
     # The worst texts for a pattern that goes back: long runs of what may begin a hit and never ends one.
     def seconds(length: int) -> float:

@@ -144,6 +144,15 @@ def test_variety_is_the_mean_over_all_windows(numbers, window):
     assert variety(hashes, window) == pytest.approx(expected)
 
 
+def test_a_repeat_counts_within_the_window_only():
+    text = _page(random.Random(4), 3_000)
+    start = " ".join(text.split(" ")[:100])
+    whole = TextView(f"{text} {start}")
+    near, far = (repetition_measures(whole, window)["duplicate_10gram"] for window in (4000, 2000))
+    assert near > 0.02
+    assert far == 0
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "c", "dd", "eee"]), min_size=1, max_size=50))
 def test_repeated_runs_of_words_are_counted_once_each(words):
@@ -207,14 +216,14 @@ def test_good_prose_has_a_quality_of_nearly_one_with_weights_that_act(document, 
 def test_a_huge_document_is_scored_by_an_even_excerpt(document, monkeypatch, prose):
     # E7: documents above a length were not scored at all. A head alone would miss what follows it.
     monkeypatch.setattr(text_view, "EXCERPT_CHARACTERS", 8_000)
-    huge = prose * 20 + SPAM * 10
+    huge = _page(random.Random(3), 4_000) + "\n" + SPAM * 10
     result = Scores(QualityConfig())(document(huge))
     assert result.text == huge
     assert result.counts["scored_by_excerpt"] == 1
     assert result.scores["words"] < 2_000
     assert "missed.repetition.duplicate_5gram" in result.counts
     assert "scored_by_excerpt" not in Scores(QualityConfig())(document(prose)).counts
-    assert excerpt(huge).startswith(prose[:900])
+    assert excerpt(huge).startswith(huge[:900])
     assert excerpt(huge).endswith(SPAM[-900:])
 
 
