@@ -20,6 +20,7 @@ from cpt_dist.curriculum_config import CurriculumConfig
 from cpt_dist.diagnose_config import DiagnoseConfig
 from cpt_dist.doctor_config import DoctorConfig
 from cpt_dist.errors import UserError
+from cpt_dist.forgetting_config import ForgettingConfig
 from cpt_dist.fork_config import ForkConfig
 from cpt_dist.gate_config import GateConfig
 from cpt_dist.long_context_config import LongContextConfig
@@ -356,6 +357,7 @@ class CptConfig:
     """Name -> another end of the plan, for a gate's fork."""
     long_data: LongDataConfig = field(default_factory=LongDataConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

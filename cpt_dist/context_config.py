@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cpt_dist.config import CptConfig
+from cpt_dist.config import CptConfig, StageConfig
 from cpt_dist.errors import nearest
 
 ULYSSES = "ulysses"
@@ -22,14 +22,22 @@ def stage_context(config: CptConfig, index: int) -> int:
     return config.engine.context_parallel if own is None else own
 
 
+def _stages(config: CptConfig) -> list[tuple[str, StageConfig]]:
+    """Key of its `context_parallel`, and stage: those of the plan and of its alternatives."""
+    lists = {"stages": config.stages} | {
+        f"alternatives.{name}.stages": other.stages for name, other in config.alternatives.items()
+    }
+    return [
+        (f"{where}.{index} ('{stage.name}').context_parallel", stage)
+        for where, stages in lists.items()
+        for index, stage in enumerate(stages)
+    ]
+
+
 def _sizes(config: CptConfig) -> list[tuple[str, int]]:
     """Each key of the configuration that sets a number of ranks, and that number."""
-    stages = enumerate(config.stages)
-    return [("engine.context_parallel", config.engine.context_parallel)] + [
-        (f"stages.{index} ('{stage.name}').context_parallel", stage.context_parallel)
-        for index, stage in stages
-        if stage.context_parallel is not None
-    ]
+    own = [(key, stage.context_parallel) for key, stage in _stages(config) if stage.context_parallel is not None]
+    return [("engine.context_parallel", config.engine.context_parallel), *own]
 
 
 def context_problems(config: CptConfig) -> list[str]:
@@ -41,10 +49,9 @@ def context_problems(config: CptConfig) -> list[str]:
             f"engine.context_parallel_method: '{method}' is unknown; {nearest(method, METHODS)} "
             f"(one of {', '.join(METHODS)})"
         )
-    for index, stage in enumerate(config.stages):
-        size = stage_context(config, index)
+    for key, stage in _stages(config):
+        size = config.engine.context_parallel if stage.context_parallel is None else stage.context_parallel
         if size > max(1, stage.seq_len):
-            key = f"stages.{index} ('{stage.name}').context_parallel"
             problems.append(f"{key}: {size} ranks cannot share rows of {stage.seq_len} tokens; lower it to 1")
     return problems
 

@@ -24,7 +24,8 @@ from cpt_dist.config import (
 from cpt_dist.curriculum_config import curriculum_problems
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.fork_config import fork_problems
-from cpt_dist.gate_config import HELD_OUT, gate_problems, may_fork
+from cpt_dist.gate_config import gate_problems, may_fork
+from cpt_dist.gate_validation import measurement_problems
 from cpt_dist.length_upsampling import strata_of_sources
 from cpt_dist.mixture_knots import mixture_knots
 from cpt_dist.nested_mixture import flat_mixture, inner_mixture, nested_problems, outer_mixture
@@ -101,25 +102,12 @@ def stage_problems(key: str, stage: StageConfig, config: CptConfig) -> list[str]
         problems += [f"{key}.rope.{one}" for one in rope_problems(stage.rope)]
     if stage.gate is not None:
         problems += [f"{key}.gate.{one}" for one in gate_problems(stage.gate, sources, config.alternatives)]
-        if HELD_OUT in stage.gate.margins:
-            problems += _held_out_problems(key, config)
+        problems += [f"{key}.gate: {one}" for one in measurement_problems(stage.gate, config)]
     makes_names = stage.keep or stage.consolidate or may_fork(stage.gate)
     if makes_names and not re.fullmatch(r"[\w.-]*[A-Za-z_][\w.-]*", stage.name):
         problems.append(
             f"{key}.name: '{stage.name}' names a checkpoint or a folder; use letters, digits, '_', '-' and '.'"
         )
-    return problems
-
-
-def _held_out_problems(key: str, config: CptConfig) -> list[str]:
-    problems = []
-    if not config.evaluation.during_training:
-        problems.append(
-            f"{key}.gate: evaluation.during_training is false, so nothing is evaluated inside the job; set it to true, "
-            "or take the gate out"
-        )
-    if config.data.sources and not config.data.held_out_fraction:
-        problems.append(f"{key}.gate: data.held_out_fraction is 0, so there is no held-out text; raise it")
     return problems
 
 

@@ -26,8 +26,10 @@ from cpt_dist.diagnose_config import diagnose_problems, diagnose_quantities
 from cpt_dist.doctor_config import doctor_problems
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.evaluation_schedule import EVALUATION_SCHEDULES, LOG
+from cpt_dist.forgetting_config import forgetting_problems
 from cpt_dist.long_context_config import long_context_problems
 from cpt_dist.long_data_config import long_data_problems
+from cpt_dist.plans_of_run import all_stages
 from cpt_dist.probe_config import probe_problems, probe_quantities
 from cpt_dist.replay_config import replay_problems
 from cpt_dist.schedule_config import schedule_problems
@@ -242,6 +244,10 @@ def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]
     on_the_way = config.evaluation.every_steps > 0 or config.evaluation.schedule == LOG
     evaluations = config.evaluation.during_training and on_the_way
     problems.extend(replay_problems(config.replay, evaluations))
+    roles = {name: source.role for name, source in config.data.sources.items()}
+    during = config.evaluation.during_training
+    read = {name for stage in all_stages(config) for name in stage.mixture}
+    problems.extend(forgetting_problems(config.forgetting, roles, read, config.replay.rule, during, evaluations))
     problems.extend(suites_problems(config.suites))
     problems.extend(probe_problems(config.probe))
     for what, value in {

@@ -85,6 +85,7 @@ def page() -> str:
         ("fork", config.ForkConfig),
         ("long_data", config.LongDataConfig),
         ("replay", config.ReplayConfig),
+        ("forgetting", config.ForgettingConfig),
         ("checkpoint", config.CheckpointConfig),
         ("checkpoints", config.CheckpointsConfig),
         ("guards", config.GuardsConfig),

@@ -103,6 +103,41 @@ def test_the_plan_behind_a_fork_is_checked_too(tmp_path):
     )
 
 
+def test_what_a_gate_measures_has_to_be_asked_for_elsewhere_too(tmp_path):
+    margins = {
+        "suites": "non_inferior",
+        "positions": {"64-32": 0.1, "0-64": None},
+        "long_tasks": {"passky/64": 0.1, "kv": 0.1, "macro": 0.1},
+        "held_out": 0.1,
+        "suits": {"x": 1},
+    }
+    config = made(tmp_path, stage("main", gate=GateConfig(margins), context_parallel=1))
+    config.data.held_out_fraction = 0.0
+    found = problems(config)
+    for expected in (
+        "margins.suites: suites.run names no suite, so none is asked; set suites.run=[FILE.yaml, …]",
+        "margins.positions: '64-32' is no bucket of positions START-STOP that rises",
+        "margins.positions.0-64: None must be a finite number",
+        "margins.long_tasks: there is no task 'passky'; did you mean 'passkey'?",
+        "margins.long_tasks: 'kv' lacks the tokens of its prompts; write kv/16384",
+        "margins.long_tasks: a mean would hide the one that fails",
+        "margins.held_out: 0.1 says nothing of what may be worse by how much; write {macro: 0.01}",
+        "margins: 'suits' is no evaluation that a gate knows; did you mean 'suites'?",
+        "its long-context evaluation has no documents, since data.held_out_fraction is 0",
+    ):
+        assert any(expected in one for one in found), (expected, found)
+
+
+def test_ranks_that_share_rows_of_an_alternative_are_checked_too(tmp_path):
+    gate = GateConfig({"held_out": {"macro": 0.1}}, on_fail="fork", fork_to="short")
+    other = AlternativeConfig([stage("other", context_parallel=0), stage("tiny", context_parallel=99)])
+    found = problems(made(tmp_path, stage("main", gate=gate), short=other))
+    assert found == [
+        "alternatives.short.stages.0 ('other').context_parallel: 0 must be at least 1 (1: no sharing)",
+        "alternatives.short.stages.1 ('tiny').context_parallel: 99 ranks cannot share rows of 64 tokens; lower it to 1",
+    ]
+
+
 def test_names_of_stages_are_names_of_checkpoints_only_where_they_can_be(tmp_path):
     (found,) = problems(made(tmp_path, stage("2", keep=True)))
     assert "stages.0 ('2').name: '2' names a checkpoint or a folder" in found

@@ -1,7 +1,9 @@
 import itertools
 import re
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -9,6 +11,8 @@ from cpt_dist.config import CptConfig, ScheduleConfig, StageConfig
 from cpt_dist.errors import UserError
 from cpt_dist.schedule_config import DECAY_SHAPES, SCHEDULES, schedule_problems
 from cpt_dist.schedules import learning_rate, run_learning_rate, stage_schedules
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def ratios(low=0.0, high=1.0):
@@ -125,6 +129,25 @@ def test_inverse_sqrt_falls_as_the_root_of_the_warm_up():
 def test_linear_goes_straight_to_its_minimum():
     schedule = ScheduleConfig(name="linear", peak_lr=1.0, start_lr_ratio=0.5, min_lr_ratio=0.0, warmup=0.2)
     assert curve(schedule, 6) == pytest.approx([0.5, 1, 0.75, 0.5, 0.25, 0])
+
+
+PUBLISHED = {
+    "ibrahim": [0.0, 1.0, 0.55, 0.1],
+    "parmar": [1.0, 1.0, 0.505, 0.01],
+    "code_llama": [0.0, 3e-4, 3e-4 * (1 + 1 / 30) / 2, 1e-5],
+    "conservative_7b": [0.0, 1e-5, 5.5e-6, 1e-6],
+    "conservative_13b": [0.0, 8e-6, 4.4e-6, 8e-7],
+    "conservative_70b": [0.0, 5e-6, 2.75e-6, 5e-7],
+}
+"""Preset -> rate at the start, the end of the warm-up, half-way down and the end, of 1.0 where the user gives it."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_has_the_rates_of_its_source(name):
+    given = yaml.safe_load((ROOT / "configs" / "schedule" / f"{name}.yaml").read_text())
+    schedule = ScheduleConfig(**{"peak_lr": 1.0} | {key: float(v) if key != "name" else v for key, v in given.items()})
+    turns = [0.0, schedule.warmup, (1 + schedule.warmup) / 2, 1.0]
+    assert [learning_rate(schedule, at) for at in turns] == pytest.approx(PUBLISHED[name], rel=1e-4)
 
 
 def config_of(*schedules):

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from cpt_dist.data.skip import Skip
+
 PASS, FAIL, UNDECIDED = "pass", "fail", "undecided"
 
 
@@ -34,6 +36,21 @@ class GateDecision:
     """fork: first sample that belongs to the new branch, the stage's own first one."""
     fork_to: str | None = None
     """fork: name in `alternatives` of the stages that follow; null: the stage is left out."""
+
+
+def standing_decision(entries: Iterable[Any], stage: str) -> GateDecision | None:
+    """The newest verdict about `stage` that still holds; None where there is none.
+
+    A rewind (`skip.WINDOW`) to a sample before the stage's end undoes it: what was measured is trained once more, with
+    other weights.
+    """
+    found = None
+    for entry in entries:
+        if isinstance(entry, GateDecision) and entry.stage == stage:
+            found = entry
+        elif isinstance(entry, Skip) and found is not None and entry.back_to is not None:
+            found = found if entry.back_to >= found.n_start else None
+    return found
 
 
 def forks(entries: Iterable[Any]) -> list[GateDecision]:

@@ -37,6 +37,11 @@ class Skip:
         """The part that the trained weights depend on."""
         return {"n_start": self.n_start, "n_stop": self.n_stop}
 
+    @property
+    def back_to(self) -> int | None:
+        """Of a window the sample that the run went back to; None of other skips."""
+        return int(self.evidence.get("position", self.n_start)) if self.what == WINDOW else None
+
     def record(self) -> dict[str, Any]:
         """The entry as JSON."""
         return asdict(self)

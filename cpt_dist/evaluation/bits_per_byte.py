@@ -111,11 +111,16 @@ def score_tokens(
     return sum_over_ranks(sums)
 
 
+def filler(token: int) -> tuple[torch.Tensor, ...]:
+    """Arguments of a `Score` that scores nothing: what a rank without work sends through a sharded model."""
+    tokens, ignored = torch.full((2,), token), torch.full((2,), IGNORED)
+    return tokens, ignored, torch.arange(2), torch.tensor([0, 2], dtype=torch.int32)
+
+
 def _tensors(encoded: Sequence[np.ndarray], pieces: Sequence[Window]) -> tuple[torch.Tensor, ...]:
-    """input_ids, labels, position_ids and cu_seqlens of a forward; without pieces, a filler of two ignored tokens."""
+    """input_ids, labels, position_ids and cu_seqlens of a forward; without pieces, those of a filler."""
     if not pieces:
-        filler = torch.from_numpy(np.repeat(encoded[0][:1], 2))
-        return filler, torch.full((2,), IGNORED), torch.arange(2), torch.tensor([0, 2], dtype=torch.int32)
+        return filler(int(encoded[0][0]))
     inputs, labels, positions = [], [], []
     for piece in pieces:
         tokens = encoded[piece.document]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass, replace
+from itertools import takewhile
 from math import ceil, floor
+from pathlib import Path
 from typing import Any
 
 from cpt_dist.config import CptConfig, StageConfig, parse_quantity
@@ -23,7 +25,7 @@ from cpt_dist.model.folder import read_model_config
 from cpt_dist.nested_mixture import names_strata, outer_mixture
 from cpt_dist.planning.data_plan import NUM_RATES, open_manifests, plan_data, timeline
 from cpt_dist.planning.rope_plan import plan_ropes
-from cpt_dist.plans_of_run import all_stages
+from cpt_dist.plans_of_run import all_plans, all_stages
 from cpt_dist.schedule_config import SCHEDULES, ScheduleConfig
 from cpt_dist.schedules import run_learning_rate, stage_schedules
 
@@ -40,7 +42,7 @@ def plan_run(config: CptConfig) -> dict[str, Any]:
     error, save where rope is asked for alone.
     """
     what = config.plan.what
-    config = _with_lengths(config)
+    given, config = config, _with_lengths(config)
     plans = [StagePlan.from_config(stage) for stage in config.stages]
     missing: list[str] = []
     data = _unless_missing(missing, "data", lambda: _data(config)) if what == "all" else None
@@ -62,9 +64,7 @@ def plan_run(config: CptConfig) -> dict[str, Any]:
         for index, plan in enumerate(plans)
     ]
     rate = run_learning_rate(config)
-    schedules = stage_schedules(config)
-    for index, (record, plan) in enumerate(zip(stages, plans, strict=True)):
-        record["schedule"] = _schedule(schedules[index], plan, record["first_step"] - 1, _rate_of(rate, index))
+    _add_schedules(config, stages, plans)
     if what == "all":
         _add_mixture(config, stages, data, missing, rate)
     return {
@@ -87,10 +87,45 @@ def plan_run(config: CptConfig) -> dict[str, Any]:
             name: getattr(config.checkpoint, name) for name in ("keep_last", "keep_every", "keep_best", "keep_best_of")
         },
         "stages": stages,
+        "alternatives": _alternatives(given, missing) if what != "rope" else [],
         "data": data,
         "missing": missing,
         "warnings": _warnings(config, stages, data),
     }
+
+
+def _add_schedules(config: CptConfig, stages: list[dict[str, Any]], plans: list[StagePlan]) -> None:
+    rate, schedules = run_learning_rate(config), stage_schedules(config)
+    for index, (record, plan) in enumerate(zip(stages, plans, strict=True)):
+        record["schedule"] = _schedule(schedules[index], plan, record["first_step"] - 1, _rate_of(rate, index))
+
+
+def _alternatives(config: CptConfig, missing: list[str]) -> list[dict[str, Any]]:
+    """What follows where a gate forks the plan: of each way the stages that the configured plan doesn't begin with."""
+    (_, first), *others = all_plans(config).items()
+    found = []
+    for where, stages in others:
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0].name == pair[1].name, zip(first, stages, strict=False)))
+        way = replace(config, stages=stages)
+        records = _unless_missing(missing, where.rstrip(": "), lambda way=way: _outline(way))  # type: ignore[misc]
+        found.append({"way": where.rstrip(": "), "stages": records[shared:] if records is not None else None})
+    return found
+
+
+def _outline(config: CptConfig) -> list[dict[str, Any]]:
+    """Lengths, batches, learning rates and RoPE of the stages, without what they read."""
+    config = _with_lengths(config)
+    plans = [StagePlan.from_config(stage) for stage in config.stages]
+    ends = _ends(plans)
+    ropes = _ropes(config) if (Path(config.model.path) / "config.json").is_file() else [None] * len(plans)
+    stages = [
+        {**_stage(config, config.stages[index], plan, ends[index] - plan.num_steps), "rope": ropes[index]}
+        for index, plan in enumerate(plans)
+    ]
+    _add_schedules(config, stages, plans)
+    for record, stage in zip(stages, config.stages, strict=True):
+        record["mixture"] = stage.mixture
+    return stages
 
 
 def _unless_missing(missing: list[str], what: str, make: Callable[[], Any]) -> Any:

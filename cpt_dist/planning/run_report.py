@@ -47,9 +47,20 @@ def tables(plan: dict[str, Any]) -> list[PlanTable]:
     makers: dict[str, list[Callable[[dict[str, Any]], PlanTable | None]]] = {
         "schedule": [_stages, _learning_rates, _saves, _settings],
         "rope": [_ropes],
-        "all": [_stages, _learning_rates, _saves, _ropes, _settings, _mixture, _epochs, _lengths, _timeline],
+        "all": [
+            _stages,
+            _learning_rates,
+            _saves,
+            _ropes,
+            _settings,
+            _mixture,
+            _epochs,
+            _lengths,
+            _timeline,
+            _alternatives,
+        ],
     }
-    made = [make(plan) for make in makers[plan["what"]]]
+    made = [make(plan) for make in [*makers[plan["what"]], _alternatives]]
     return [table for table in made if table is not None]
 
 
@@ -118,6 +129,22 @@ def _settings(plan: dict[str, Any]) -> PlanTable | None:
         return None
     rows = [[stage["name"], *[_text(stage["settings"].get(name)) for name in names]] for stage in plan["stages"]]
     return PlanTable("further settings of stages", ["stage", *names], rows, words=1 + len(names))
+
+
+def _alternatives(plan: dict[str, Any]) -> PlanTable | None:
+    if not plan["alternatives"]:
+        return None
+    rows = []
+    for way in plan["alternatives"]:
+        for stage in way["stages"] or []:
+            rate, rope = stage["schedule"], stage["rope"]
+            row = [way["way"], stage["name"], quantity(stage["tokens"]), _count(stage["steps"])]
+            row += [f"{stage['first_step']:,} – {stage['last_step']:,}", _count(stage["seq_len"])]
+            row += [quantity(stage["batch_tokens"]), rope["type"] if rope else _NONE, rate["name"]]
+            rows.append([*row, *(f"{rate[key]:.3g}" for key in ("first", "peak", "last"))])
+    columns = ["way", "stage", "tokens", "steps", "of the run", "row", "batch", "RoPE", "schedule"]
+    columns += ["first rate", "highest", "last"]
+    return PlanTable("where a gate forks the plan", columns, rows, words=2)
 
 
 def _text(value: Any) -> str:

@@ -55,6 +55,27 @@ def decide(
     return None
 
 
+def raised(
+    replay: ReplayConfig,
+    shares: Mapping[str, float],
+    replay_sources: Sequence[str],
+    steps_since_change: int | None,
+    why: str,
+) -> Decision | None:
+    """The joint share of the replay sources up by `max_step`, up to `high`, for the reason `why`; else as `decide`.
+
+    None where the last decision is less than `dwell_steps` ago, so that its effect can show, or the bound is reached.
+    """
+    if steps_since_change is not None and steps_since_change < replay.dwell_steps:
+        return None
+    present = sum(shares[name] for name in replay_sources)
+    target = min(replay.high, present + replay.max_step)
+    if target - present < 1e-4:
+        return None
+    changed = with_replay_share(shares, replay_sources, target)
+    return Decision(changed, target, f"replay {present:.4f} -> {target:.4f}: retention budget exceeded, {why}")
+
+
 def _bounded(
     replay: ReplayConfig, shares: Mapping[str, float], replay_sources: Sequence[str], rises: Mapping[str, Rise]
 ) -> Decision | None:

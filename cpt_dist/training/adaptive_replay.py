@@ -20,7 +20,7 @@ from cpt_dist.errors import UserError
 from cpt_dist.evaluation import statistics
 from cpt_dist.evaluation.bits_per_byte import DocumentScores
 from cpt_dist.files import write_json
-from cpt_dist.retention.replay_controller import Decision, Rise, decide
+from cpt_dist.retention.replay_controller import Decision, Rise, decide, raised
 from cpt_dist.training.first_rank import on_first
 from cpt_dist.training.run import Run
 
@@ -35,18 +35,22 @@ class AdaptiveReplay:
         self._baseline = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else None
         run.world.barrier()
 
-    def observe(self, run: Run, scores: Mapping[str, DocumentScores]) -> None:
-        """Keep the first scores as the baseline; let later ones change the shares."""
+    def observe(self, run: Run, scores: Mapping[str, DocumentScores], over_budget: str = "") -> LedgerEntry | None:
+        """Keep the first scores as the baseline; let later ones change the shares. Returns the decision, if any.
+
+        `over_budget` says which retention budget is exceeded: then the share rises, whatever the rule.
+        """
         if self._baseline is None:
             self._baseline = {name: one.nll.tolist() for name, one in scores.items()}
             on_first(run.world, lambda: write_json(self._path, self._baseline))
-            return
+            return None
         self._check_documents(scores)
-        entry = on_first(run.world, lambda: self._entry(run, scores))
+        entry: LedgerEntry | None = on_first(run.world, lambda: self._entry(run, scores, over_budget))
         if entry is not None:
             run.order = sample_order(run.config, run.sources, [*run.order.entries, entry])
+        return entry
 
-    def _entry(self, run: Run, scores: Mapping[str, DocumentScores]) -> LedgerEntry | None:
+    def _entry(self, run: Run, scores: Mapping[str, DocumentScores], over_budget: str) -> LedgerEntry | None:
         """The decision as an entry that is on disk when this returns; None where nothing changes."""
         replay = run.config.replay
         if (
@@ -70,7 +74,10 @@ class AdaptiveReplay:
             return None
         rises = {name: self._rise(run, name, scores[name]) for name in shares if name in scores}
         since = None if last_step is None else run.step - last_step
-        decision = decide(replay, shares, replay_sources, rises, since)
+        if over_budget:
+            decision = raised(replay, shares, replay_sources, since, over_budget)
+        else:
+            decision = decide(replay, shares, replay_sources, rises, since)
         if decision is None:
             return None
         entry = LedgerEntry(n_start, decision.shares, decision.reason, self._evidence(run, decision, rises))

@@ -27,6 +27,7 @@ from cpt_dist.data.skip import WINDOW, Skip
 from cpt_dist.errors import UserError
 from cpt_dist.files import write_json
 from cpt_dist.training.first_rank import on_first
+from cpt_dist.training.gates import forget_after
 from cpt_dist.training.run import Run
 
 REPORT = "bad_numbers.json"
@@ -80,9 +81,11 @@ def record_bad_step(run: Run, bad: BadStep, suspects: list[str]) -> None:
         assert target is not None
         step, position = target
         reason = f"{len(row)} bad steps in a row; back to the checkpoint of step {step}"
-        window = Skip(max(start, position), skip.n_stop, WINDOW, reason, {"step": bad.step, "checkpoint": step})
+        evidence = {"step": bad.step, "checkpoint": step, "position": position}
+        window = Skip(max(start, position), skip.n_stop, WINDOW, reason, evidence)
         # Checkpoints of what is about to be skipped go before the entry comes: with it they could not be resumed.
         _abandon_after(run, step)
+        on_first(run.world, lambda: forget_after(run, position))
         entries.append(window)
         run.rewind_to = step
     _enter(run, bad, entries)

@@ -12,6 +12,7 @@ from cpt_dist.checkpoint.probe import Probe
 from cpt_dist.data.gate_decision import forks
 from cpt_dist.data.view_names import source_of
 from cpt_dist.evaluation_schedule import is_due
+from cpt_dist.forgetting_config import STOP, has_budget
 from cpt_dist.training.accounting import checked_accounts
 from cpt_dist.training.adaptive_replay import AdaptiveReplay
 from cpt_dist.training.callback import Callback
@@ -19,6 +20,7 @@ from cpt_dist.training.held_out import HeldOut
 from cpt_dist.training.held_out_curves import HeldOutCurves, held_out_line
 from cpt_dist.training.metrics import MetricsWriter, WandbMirror
 from cpt_dist.training.progress import ProgressDisplay
+from cpt_dist.training.retention_budget import RetentionBudget, budget_record, exceeded, in_words
 from cpt_dist.training.run import Run, StepResult
 from cpt_dist.training.stop_requests import StopRequests
 
@@ -27,29 +29,44 @@ class HeldOutEvaluation(Callback):
     """Bits per byte of held-out text inside the job: before the first step, every n steps and at the end."""
 
     def on_start(self, run: Run) -> None:
+        config = run.config
         self._held_out = HeldOut(run)
         self._curves = HeldOutCurves(run.directory.metrics) if run.world.is_first else None
-        self._adaptive_replay = AdaptiveReplay(run) if run.config.replay.rule != "off" else None
-        if run.position == run.origin:
+        self._adaptive_replay = AdaptiveReplay(run) if config.replay.rule != "off" else None
+        self._budget = RetentionBudget(run) if has_budget(config.forgetting) else None
+        # A budget that has stopped the run stops it again where nothing was changed.
+        again = self._budget is not None and config.forgetting.action == STOP and self._is_due(run, run.step)
+        if run.position == run.origin or again:
             self._evaluate(run)
 
     def after_step(self, run: Run, result: StepResult) -> None:
-        evaluation = run.config.evaluation
-        if run.finished or is_due(evaluation.schedule, evaluation.every_steps, result.step, run.num_steps):
+        if self._is_due(run, result.step):
             self._evaluate(run)
+
+    @staticmethod
+    def _is_due(run: Run, step: int) -> bool:
+        evaluation = run.config.evaluation
+        return run.finished or is_due(evaluation.schedule, evaluation.every_steps, step, run.num_steps)
 
     def _evaluate(self, run: Run) -> None:
         run.activity.enter("evaluation")
         scores = self._held_out.scores(run)
         run.bits_per_byte = (run.step, {name: one.summary()["bits_per_byte"] for name, one in scores.items()})
+        # Weights that the run goes back behind are not judged.
+        judged = self._budget.judge(run, scores) if self._budget is not None and run.rewind_to is None else []
         if self._curves is not None:
-            record = self._curves.record(run.step, {name: one.summary() for name, one in scores.items()})
+            roles = {source_of(source.name): source.role for source in run.sources}
+            record = self._curves.record(run.step, {name: one.summary() for name, one in scores.items()}, roles)
+            record |= {"budget": budget_record(judged)} if judged else {}
             run.directory.append_metrics(record)
             run.last_evaluation = record
-            roles = {source_of(source.name): source.role for source in run.sources}
             print(f"step {run.step}/{run.num_steps} {held_out_line(record, roles)}", flush=True)
+        raised = None
         if self._adaptive_replay is not None:
-            self._adaptive_replay.observe(run, scores)
+            acts = self._budget is not None and self._budget.raises_replay
+            raised = self._adaptive_replay.observe(run, scores, in_words(exceeded(judged)) if acts else "")
+        if self._budget is not None:
+            self._budget.act(run, judged, raised)
 
 
 class Checkpoints(Callback):
@@ -68,7 +85,8 @@ class Checkpoints(Callback):
         if result.skipped and run.guards.in_trouble(run.order, run.position):
             every = 0  # the weights are under suspicion, and are those of a checkpoint before it anyway
         at_edge = run.position in run.order.stage_starts
-        if at_edge or run.finished or result.stop_requested or (every > 0 and result.step % every == 0):
+        asked = result.stop_requested or run.refusal is not None
+        if at_edge or run.finished or asked or (every > 0 and result.step % every == 0):
             self.save(run)
         elif not self._prepared:
             # A step has been made, so the memory that is free now stays free.

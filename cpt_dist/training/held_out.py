@@ -33,6 +33,11 @@ class HeldOut:
             if texts:
                 self._texts[name] = texts
 
+    @property
+    def sources(self) -> list[str]:
+        """Those that hold some text out."""
+        return list(self._texts)
+
     def scores(self, run: Run) -> dict[str, DocumentScores]:
         """Source name -> scores of its documents; the same on every rank."""
 

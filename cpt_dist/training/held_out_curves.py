@@ -21,8 +21,13 @@ class HeldOutCurves:
     def __init__(self, metrics: Path) -> None:
         self._first = _first_evaluation(metrics)
 
-    def record(self, step: int, sources: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """The line of metrics.jsonl for the summaries (`DocumentScores.summary`) of an evaluation after `step`."""
+    def record(
+        self, step: int, sources: dict[str, dict[str, Any]], roles: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """The line of metrics.jsonl for the summaries (`DocumentScores.summary`) of an evaluation after `step`.
+
+        `roles` of the sources say whose change is a gain and whose is forgetting.
+        """
         if step == 0 or self._first is None:
             self._first = sources
         changes = {
@@ -30,7 +35,11 @@ class HeldOutCurves:
             for name, now in sources.items()
             if name in self._first and all(now[key] == self._first[name].get(key) for key in _SAME)
         }
-        return {"kind": "evaluation", "step": step, "time": time.time(), "sources": sources, "changes": changes}
+        record = {"kind": "evaluation", "step": step, "time": time.time(), "sources": sources, "changes": changes}
+        if roles is not None:
+            record["gain"] = {name: 0.0 - one for name, one in changes.items() if roles.get(name) == "domain"}
+            record["forgetting"] = {name: one for name, one in changes.items() if roles.get(name) == "replay"}
+        return record
 
 
 def _first_evaluation(metrics: Path) -> dict[str, dict[str, Any]] | None:
@@ -58,5 +67,7 @@ def held_out_line(record: Mapping[str, Any], roles: Mapping[str, str]) -> str:
     for name in names:
         change = record["changes"].get(name)
         since = "" if change is None or record["step"] == 0 else f" ({change:+.4f})"
+        if record.get("budget", {}).get(name, {}).get("outcome") == "exceeded":
+            since += " over its budget"
         parts.append(f"{name} {record['sources'][name]['bits_per_byte']:.4f}{since}")
     return f"held-out bits per byte: {', '.join(parts)}" if parts else "no held-out text"

@@ -108,6 +108,10 @@ class MetricsWriter(Callback):
             run.last_record = record
 
 
+_EVALUATION = ("sources", "changes", "gain", "forgetting", "budget")
+"""Of a record of kind evaluation, what goes to Weights & Biases."""
+
+
 class WandbMirror(Callback):
     """Sends the same records to Weights & Biases, one run for all starts of a run directory."""
 
@@ -143,5 +147,5 @@ class WandbMirror(Callback):
         """The newest evaluation, made after this callback's turn in its step, under that step."""
         if run.last_evaluation and run.last_evaluation is not self._sent:
             self._sent = run.last_evaluation
-            values = {key: run.last_evaluation[key] for key in ("sources", "changes") if key in run.last_evaluation}
+            values = {key: run.last_evaluation[key] for key in _EVALUATION if key in run.last_evaluation}
             self._wandb.log({"held_out": values}, step=run.last_evaluation["step"])

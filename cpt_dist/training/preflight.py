@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from cpt_dist.config import CptConfig, check_shard_size
 from cpt_dist.context_config import context_rank_problems, stage_context
+from cpt_dist.corpus.inputs import find_inputs
 from cpt_dist.data.long_documents import short_share_problems
 from cpt_dist.data.remote import source_folder
 from cpt_dist.data.run_order import sample_order, stages_of_run
@@ -20,9 +22,11 @@ from cpt_dist.data.shard_cache import check_cache_holds
 from cpt_dist.data.shards import Source, tokenizer_fingerprint
 from cpt_dist.data.take_down import read_list
 from cpt_dist.data.views import views_of
-from cpt_dist.errors import UserError
+from cpt_dist.errors import UserError, nearest
+from cpt_dist.evaluation.long_context.inputs import ROPE_KEYS
 from cpt_dist.evaluation.suites.suite_file import read_suites
-from cpt_dist.model.folder import check_model_folder, read_model_config
+from cpt_dist.gate_config import LONG_TASKS, NON_INFERIOR, POSITIONS, SUITES, GateConfig
+from cpt_dist.model.folder import check_model_folder, max_positions, read_model_config
 from cpt_dist.model.rope import stage_ropes, stage_trained_positions
 from cpt_dist.plans_of_run import all_plans, all_stages
 from cpt_dist.run_directory import RunDirectory
@@ -57,6 +61,37 @@ def _newest_trainer(config: CptConfig) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return trainer if trainer and "order" in trainer else None
+
+
+def _check_suites(config: CptConfig, gates: Mapping[str, GateConfig]) -> None:
+    """Raise UserError for mistakes in suite files, and for suites that a gate names and nobody asks."""
+    known = [suite.name for suite in read_suites(config.suites.run)]
+    problems = []
+    for stage, gate in gates.items():
+        margins = gate.margins.get(SUITES) or {}
+        problems += [
+            f"stage '{stage}' gate.margins.{SUITES}: '{name}' is none of suites.run; {nearest(name, known)}"
+            for name in (margins if margins != NON_INFERIOR else ())
+            if name not in known
+        ]
+    if problems:
+        raise UserError(problems)
+
+
+def _learned_position_problems(config: CptConfig, gates: Mapping[str, GateConfig]) -> list[str]:
+    """Lengths that gates measure at and a model without RoPE has no positions for."""
+    model = read_model_config(config.model.path)
+    limit = max_positions(model)
+    if limit is None or any(model.get(key) for key in ROPE_KEYS):
+        return []
+    return [
+        f"stage '{stage}' gate.margins.{measurement}: '{name}' is beyond the {limit} positions that the model has "
+        "learned; take it out"
+        for stage, gate in gates.items()
+        for measurement in (POSITIONS, LONG_TASKS)
+        for name in gate.margins.get(measurement) or {}
+        if int(re.split("[-/]", name)[-1]) > limit
+    ]
 
 
 def check_files(config: CptConfig) -> None:
@@ -94,10 +129,15 @@ def check_files(config: CptConfig) -> None:
 
     if config.data.take_down is not None:
         collect(read_list, config.data.take_down)
-    if config.suites.every_steps:
-        collect(read_suites, config.suites.run)
+    gates = {stage.name: stage.gate for stage in all_stages(config) if stage.gate is not None}
+    if config.suites.every_steps or any(gate.margins.get(SUITES) for gate in gates.values()):
+        collect(_check_suites, config, gates)
+    documents = config.evaluation.long_context.documents
+    if documents and any(gate.margins.get(name) for gate in gates.values() for name in (POSITIONS, LONG_TASKS)):
+        collect(find_inputs, documents, "evaluation.long_context.documents")
     collect(check_model_folder, config.model.path)
     if not problems:
+        problems.extend(_learned_position_problems(config, gates))
         problems.extend(context_rank_problems(config, world_size, read_model_config(config.model.path)))
         for where, stages in all_plans(config).items():
             try:

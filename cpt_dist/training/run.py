@@ -181,6 +181,8 @@ class Run:
     """Step of the checkpoint to go back to once the callbacks have seen the step in progress."""
     stop_reason: str | None = None
     """What this rank was asked to stop for, if it was; the ranks agree on it at the end of a step."""
+    refusal: str | None = None
+    """Why the run must not go on, once its present step is saved; the same on every rank."""
     stopped_for: str | None = None
     """What the ranks agreed to stop for, if they did."""
     bits_per_byte: tuple[int, dict[str, float]] = (-1, {})
@@ -196,6 +198,8 @@ class Run:
     last_evaluation: dict[str, Any] = field(default_factory=dict)
     """The newest line of kind evaluation of this job (rank 0)."""
 
+    material: dict[Any, Any] = field(default_factory=dict)
+    """What evaluations of this job have read from files, by what it is; see `gate_measurements.py`."""
     edges: Any = None
     """The `StageEdges` of the job."""
 

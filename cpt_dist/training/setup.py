@@ -41,6 +41,7 @@ from cpt_dist.training.branches import give_up_branches
 from cpt_dist.training.callbacks import default_callbacks
 from cpt_dist.training.first_rank import on_first
 from cpt_dist.training.forking import Parent, keep_fork, parent_of, read_fork, start_entry
+from cpt_dist.training.gate_measurements import prepare
 from cpt_dist.training.gates import keep_baseline
 from cpt_dist.training.growth import saved_views, sources_and_order
 from cpt_dist.training.guards import Guards
@@ -97,6 +98,7 @@ def set_up(config: CptConfig, world: World) -> Run:
     engine.context.enter(run.config, order.stage_of(min(position, order.num_samples - 1)))
     on_first(world, lambda: _fill(directory, run))
     _announce(run, reason, step, grown)
+    prepare(run, position)
     keep_baseline(run, BASE)
     if parent is None and run.parent is None:
         keep_baseline(run, RUN_START)

@@ -27,6 +27,8 @@ from cpt_dist.training.setup import set_up
 
 EXIT_REQUEUE = 75
 """Exit code of a job that was asked to stop and has saved where it is (EX_TEMPFAIL of sysexits.h)."""
+RETENTION_BUDGET = "retention budget"
+"""What lineage.jsonl says of a job that forgot too much."""
 SECONDS_FOR_LAST_SAVE = 60.0
 """A job that ends with an error gives so long to the checkpoint that is being written."""
 
@@ -65,6 +67,7 @@ def fit(run: Run) -> bool:
     """The loop; whether the run has to be set up again because a gate has changed its plan."""
     run.each("on_start")
     try:
+        _refuse(run)
         forked = _steps(run)
     except UserError:
         run.saver.give_up(SECONDS_FOR_LAST_SAVE)
@@ -90,12 +93,23 @@ def _steps(run: Run) -> bool:
             run.each("after_step", result)
             if run.rewind_to is not None:
                 go_back(run)
+            _refuse(run)
             run.stopped_for = result.stop_reason
             if run.stopped_for:
                 return False
         if run.position == run.order.stage_starts[index + 1] and not run.edges.leave(run, index):
             return True
     return False
+
+
+def _refuse(run: Run) -> None:
+    """End the job where the present weights, which are saved, are not to be trained further."""
+    if run.refusal is not None:
+        run.saver.wait()
+        run.stopped_for = RETENTION_BUDGET
+        run.edges.end(run)
+        run.each("on_end")
+        raise UserError(run.refusal)
 
 
 def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -> StepResult:

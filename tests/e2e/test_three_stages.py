@@ -31,7 +31,7 @@ SEED = 20261123
 ROPES = [None, {"type": "abf", "theta": 80000.0}, {"type": "yarn"}]
 STEPS = [4, 3, 4]
 FIRST_STEPS = [1, 5, 8]
-"""Of the stages. There is a checkpoint at the first edge (step 4) and none at the second (step 7)."""
+"""Of the stages. The first edge (step 4) would be saved anyway, the second (step 7) is saved because it is one."""
 TINY = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256}
 ROWS = 3
 KINDS = {"fsdp": {"name": "fsdp"}, "zero": {"name": "zero", "zero_stage": 3}}

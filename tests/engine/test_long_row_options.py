@@ -17,6 +17,7 @@ ENGINES = {
     "fsdp": {"name": "fsdp"},
     "zero": {"name": "zero"},
 }
+SHARED = {f"{name} sharing rows": engine | {"context_parallel": 2} for name, engine in ENGINES.items()}
 
 
 def test_both_engines_give_the_losses_of_a_run_without_any_option(tmp_path):
@@ -33,11 +34,14 @@ def test_both_engines_give_the_losses_of_a_run_without_any_option(tmp_path):
 
     jobs = [(1, job("plain", ENGINES["fsdp"], {}))]
     jobs += [(2, job(f"{e} {o}", ENGINES[e], OPTIONS[o])) for e in ENGINES for o in OPTIONS]
+    jobs += [(2, job(f"{e} all", SHARED[e], OPTIONS["all"])) for e in SHARED]
     run_jobs(tmp_path, jobs)
-    losses = {
-        name: [record["loss"] for record in tiny_run.read_metrics(tmp_path / name)]
-        for name in ("plain", *(f"{engine} {options}" for engine in ENGINES for options in OPTIONS))
-    }
+    names = [
+        "plain",
+        *(f"{engine} {options}" for engine in ENGINES for options in OPTIONS),
+        *(f"{e} all" for e in SHARED),
+    ]
+    losses = {name: [record["loss"] for record in tiny_run.read_metrics(tmp_path / name)] for name in names}
     assert len(losses["plain"]) == 4
     for name, found in losses.items():
         assert found == pytest.approx(losses["plain"], rel=1e-6), name

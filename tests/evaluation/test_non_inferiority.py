@@ -37,6 +37,23 @@ def test_a_negative_margin_asks_for_a_gain():
     assert verdicts({"web": -0.1}, web=measured(-0.3))["web"].verdict == "pass"
 
 
+def test_rounding_on_every_document_fails_no_margin_of_zero():
+    _, then = measured(0.0)
+    rounded = Measured(then.values * (1 + 5e-7), then.weights)
+    assert verdicts({"web": 0.0}, web=(rounded, then))["web"].verdict != "fail"
+    assert verdicts({"web": 0.0}, web=(Measured(then.values * 1.001, then.weights), then))["web"].verdict == "fail"
+
+
+@pytest.mark.parametrize(("lost", "verdict"), [(0, "undecided"), (3, "undecided"), (20, "fail")])
+def test_items_that_are_right_or_wrong_have_an_interval_where_all_agree(lost, verdict):
+    then = np.r_[np.zeros(50), np.ones(10)]
+    now = np.r_[np.ones(lost), then[lost:]]
+    one = verdicts({"suite": 0.03}, suite=(Measured(now, np.ones(60)), Measured(then, np.ones(60))))["suite"]
+    assert one.verdict == verdict
+    assert one.low < one.difference < one.high
+    assert one.high - one.low > 0.1
+
+
 def test_a_few_documents_decide_nothing():
     (one,) = verdicts({"web": 0.1}, web=measured(5.0, documents=4)).values()
     assert (one.verdict, one.low, one.high) == ("undecided", None, None)

@@ -5,16 +5,17 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import field, make_dataclass
+from dataclasses import field, make_dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cpt_dist.config import CurriculumConfig, RopeConfig, ScheduleConfig, StageConfig
+from cpt_dist.config import AlternativeConfig, CurriculumConfig, RopeConfig, ScheduleConfig, StageConfig
 from cpt_dist.data.prepare import prepare
 from cpt_dist.errors import UserError
+from cpt_dist.gate_config import GateConfig
 from cpt_dist.model.rope import dimension_ranges, inverse_frequencies, stage_ropes
 from cpt_dist.planning.data_plan import plan_data
 from cpt_dist.planning.run_plan import plan_run
@@ -120,6 +121,31 @@ def test_rope_says_what_each_dimension_meets_at_the_stages_length(config):
     extrapolated = plan["stages"][1]["rope"]["pairs"]["extrapolated"]
     assert extrapolated > 0
     assert any(line.startswith(f"stage 'long': {extrapolated} of 8 pairs") for line in plan["warnings"])
+
+
+def test_every_way_that_a_fork_leads_to_is_listed_with_its_own_learning_rates(config):
+    gate = GateConfig({"held_out": {"macro": 0.1}}, on_fail="fork", fork_to="short")
+    down, hold = ScheduleConfig("linear_to_zero", peak_lr=None), ScheduleConfig("constant", peak_lr=None, warmup=0.0)
+    other = StageConfig("other", "2048", 64, "256", {"law": 1.0}, schedule=hold)
+    end = replace(other, name="end", rope=RopeConfig("abf"), schedule=down)
+    config.stages[1].gate = gate
+    config.alternatives = {"short": AlternativeConfig([other, end])}
+    plan = plan_run(config)
+    (way,) = plan["alternatives"]
+    assert way["way"] == "after a fork at stage 'long'"
+    first, end = way["stages"]
+    assert (first["name"], first["first_step"], first["last_step"], end["last_step"]) == ("other", 41, 48, 56)
+    assert first["schedule"]["first"] == pytest.approx(1e-4)  # where the stage before the fork ends
+    assert end["schedule"]["first"] == pytest.approx(1e-4 * 7 / 8)
+    assert (first["rope"]["type"], end["rope"]["type"]) == ("default", "abf")
+    table = next(table for table in tables(plan) if table.title == "where a gate forks the plan")
+    assert [row[:2] for row in table.rows] == [[way["way"], "other"], [way["way"], "end"]]
+    config.plan.what = "schedule"
+    assert [len(one["stages"]) for one in plan_run(config)["alternatives"]] == [2]
+    config.alternatives["short"].stages[0].tokens, config.alternatives["short"].stages[0].epochs = None, 1
+    plan = plan_run(config)
+    assert plan["alternatives"][0]["stages"] is None
+    assert plan["missing"][0].startswith("after a fork at stage 'long': ")
 
 
 def test_without_shards_and_model_it_says_what_is_missing_and_shows_the_rest(config):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cpt_dist.evaluation import statistics
-from cpt_dist.evaluation.bits_per_byte import Score
+from cpt_dist.evaluation.bits_per_byte import Score, SumOverRanks, filler
 from cpt_dist.evaluation.sign_flip import p_different
 from cpt_dist.evaluation.statistics import Estimate
 
@@ -82,24 +82,36 @@ def bucket_borders(length: int, wanted: Sequence[int] = ()) -> tuple[int, ...]:
     return (0, *(border for border in inner if border < length), length)
 
 
-def score_positions(encoded: Sequence[np.ndarray], score: Score, borders: Sequence[int]) -> PositionScores:
+def score_positions(
+    encoded: Sequence[np.ndarray],
+    score: Score,
+    borders: Sequence[int],
+    rank: int = 0,
+    world_size: int = 1,
+    sum_over_ranks: SumOverRanks = lambda values: values,
+) -> PositionScores:
     """Score documents, each in one forward, up to the last border.
 
-    `encoded` are their tokens with the context token in front, int64 [1 + text tokens].
+    `encoded` are their tokens with the context token in front, int64 [1 + text tokens]. Document i is scored by rank
+    i % world_size, in the same number of forwards on every rank; all give the same scores.
     """
     counts = np.zeros((len(encoded), len(borders) - 1), dtype=np.int64)
     sums = np.zeros(counts.shape, dtype=np.float64)
     for document, tokens in enumerate(encoded):
-        part = torch.from_numpy(np.asarray(tokens[: borders[-1] + 1], dtype=np.int64))
-        size = len(part) - 1
-        if size < 1:
+        size = min(len(tokens) - 1, borders[-1])
+        counts[document] = [max(0, min(stop, size) - start) for start, stop in itertools.pairwise(borders)]
+    there = np.flatnonzero(counts.sum(axis=1))
+    for first in range(0, len(there), world_size):
+        if first + rank >= len(there):
+            score(*filler(int(encoded[0][0])))
             continue
+        document = there[first + rank]
+        part = torch.from_numpy(np.asarray(encoded[document][: borders[-1] + 1], dtype=np.int64))
+        size = len(part) - 1
         nll = score(part[:-1], part[1:], torch.arange(size), torch.tensor([0, size], dtype=torch.int32))
         values = nll.detach().to("cpu", torch.float64).numpy()
-        for bucket, (start, stop) in enumerate(itertools.pairwise(borders)):
-            counts[document, bucket] = max(0, min(stop, size) - start)
-            sums[document, bucket] = values[start:stop].sum()
-    return PositionScores(tuple(borders), sums, counts)
+        sums[document] = [values[start:stop].sum() for start, stop in itertools.pairwise(borders)]
+    return PositionScores(tuple(borders), sum_over_ranks(sums), counts)
 
 
 def _estimate(

@@ -19,6 +19,17 @@ JOBS = {
     "zero3 2": (2, {"name": "zero", "zero_stage": 3}, 10),
     "zero3 2 unasked": (2, {"name": "zero", "zero_stage": 3}, 0),
 }
+GATE = {
+    "margins": {
+        "held_out": {"macro": 0.1},
+        "suites": {"choices": 0.1, "cloze": "non_inferior"},
+        "positions": {"10-90": 0.1},
+        "long_tasks": {"passkey/90": 0.1},
+    },
+    "against": "run_start",
+    "on_fail": "continue",
+    "on_undecided": "continue",
+}
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(400)]
 
 
@@ -45,6 +56,9 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     base = tiny_run.build(folder)
     questions = questions_in(folder)
+    texts = [{"text": " ".join(tiny_run.WORDS[n : n + 100])} for n in range(0, 250, 50)]
+    documents = write_rows(folder / "long.jsonl", texts)
+    long_context = {"documents": [str(documents)], "haystack": "noise", "items": 3}
     for world_size in (1, 2):
         jobs = []
         for name, (size, engine, every) in JOBS.items():
@@ -53,6 +67,9 @@ def runs(tmp_path_factory):
                 config["engine"] = config["engine"] | engine
                 config["suites"] = questions | {"every_steps": every}
                 config["evaluation"] |= {"during_training": every > 0, "every_steps": every, "max_tokens": "600"}
+                if every:
+                    config["stages"][0]["gate"] = GATE
+                    config["evaluation"]["long_context"] = long_context
                 jobs.append({"config": config})
         path = folder / f"jobs-{world_size}.json"
         path.write_text(json.dumps(jobs))
@@ -111,6 +128,15 @@ def test_a_sharded_model_has_the_bits_per_byte_of_one_process(runs, name):
     assert ours[0] == pytest.approx(alone[0], rel=1e-6)  # the same weights; later ones differ by the order of sums
     assert ours == [pytest.approx(one, rel=1e-4) for one in alone]
     assert alone[2][1] < alone[0][1] - 0.1
+
+
+@pytest.mark.parametrize("name", ["fsdp 2", "zero3 2"])
+def test_a_gate_measures_a_sharded_model_as_one_process_does(runs, name):
+    ours, alone = (tiny_run.read_metrics(runs / which, "gate")[0]["measured"] for which in (name, "one"))
+    assert [one["name"] for one in alone] == ["macro", "choices", "cloze", "10-90", "passkey/90"]
+    assert all(one["difference"] for one in alone if one["name"] in ("macro", "10-90"))
+    assert [one["verdict"] for one in ours] == [one["verdict"] for one in alone]
+    assert numbers(ours) == pytest.approx(numbers(alone), rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["fsdp 2", "zero3 2"])
