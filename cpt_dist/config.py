@@ -23,6 +23,7 @@ from cpt_dist.errors import UserError
 from cpt_dist.forgetting_config import ForgettingConfig
 from cpt_dist.fork_config import ForkConfig
 from cpt_dist.gate_config import GateConfig
+from cpt_dist.kernels_config import KernelsConfig
 from cpt_dist.long_context_config import LongContextConfig
 from cpt_dist.long_data_config import LongDataConfig
 from cpt_dist.probe_config import ProbeConfig
@@ -61,8 +62,8 @@ class ModelConfig:
     path: str = MISSING
     """Folder of a Hugging Face causal language model: config.json, safetensors weights, a fast tokenizer."""
     attention: str = "auto"
-    """How packed documents attend: sdpa_per_document (any device), flash_attn (GPU), or auto, which takes the second
-    where it can run and says so."""
+    """How packed documents attend: sdpa_per_document (any device), flash_attn or triton (GPU), or auto, which takes the
+    first of flash_attn, triton and sdpa_per_document that can run and says so."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass instead of keeping its activations."""
     activation_offload: bool = False
@@ -348,6 +349,7 @@ class CptConfig:
     seed: int = 0
     """Seed of the sample order and of all random numbers."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

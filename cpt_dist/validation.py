@@ -27,6 +27,7 @@ from cpt_dist.doctor_config import doctor_problems
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.evaluation_schedule import EVALUATION_SCHEDULES, LOG
 from cpt_dist.forgetting_config import forgetting_problems
+from cpt_dist.kernels_config import ATTENTIONS, kernel_problems
 from cpt_dist.long_context_config import long_context_problems
 from cpt_dist.long_data_config import long_data_problems
 from cpt_dist.plans_of_run import all_stages
@@ -40,7 +41,6 @@ from cpt_dist.verdict_config import verdict_problems
 
 ENGINES = ("zero", "fsdp")
 PRECISIONS = ("auto", "fp32", "bf16")
-ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn")
 ROLES = ("domain", "replay")
 CAP_POLICIES = ("error", "spill", "renormalise")
 PLANS = ("all", "data", "schedule", "rope")
@@ -203,6 +203,7 @@ def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]
     if config.engine.shard_size and config.engine.name == "zero":
         problems.append(f"engine.shard_size: {config.engine.shard_size} is read by engine=fsdp only; take it out (0)")
     one_of(problems, "model.attention", config.model.attention, ATTENTIONS)
+    problems += kernel_problems(config.kernels, config.model.attention)
     if config.model.activation_offload and not config.model.activation_checkpointing:
         problems.append(
             "model.activation_offload: true moves what model.activation_checkpointing keeps; set that to true as well"

@@ -68,7 +68,8 @@ def default_of(field: dataclasses.Field) -> str:
 def page() -> str:
     """The whole page."""
     sections = [("run", config.CptConfig)]
-    for name, schema in (("model", config.ModelConfig), ("data", config.DataConfig)):
+    first = {"model": config.ModelConfig, "kernels": config.KernelsConfig, "data": config.DataConfig}
+    for name, schema in first.items():
         sections.append((name, schema))
     sections += [
         ("data.sources.NAME", config.SourceConfig),

@@ -12,10 +12,11 @@ from cpt_dist.model.packed import PackedCausalLM
 
 def build_engine(model: PackedCausalLM, config: CptConfig, world: World, compute_dtype: torch.dtype) -> Engine:
     """Spread `model` (fp32, whole on each rank) over `world` with the configured engine."""
+    adamw_kernel = (config.kernels.adamw, config.kernels.strict)
     if config.engine.name == "zero":
         from cpt_dist.engine.zero import ZeroEngine
 
-        return ZeroEngine(model, config.engine, config.optimizer, world, compute_dtype)
+        return ZeroEngine(model, config.engine, config.optimizer, world, compute_dtype, adamw_kernel)
     from cpt_dist.engine.fsdp import FsdpEngine
 
-    return FsdpEngine(model, config.engine, config.optimizer, world, compute_dtype)
+    return FsdpEngine(model, config.engine, config.optimizer, world, compute_dtype, adamw_kernel)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+from cpt_kernels import clip_factor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -26,7 +27,7 @@ from cpt_dist.config import EngineConfig, OptimizerConfig, check_shard_size
 from cpt_dist.data.batch import Batch
 from cpt_dist.engine.base import MOMENTS, Engine
 from cpt_dist.engine.distributed import World
-from cpt_dist.engine.optimizer import adamw, parameter_groups, set_learning_rate
+from cpt_dist.engine.optimizer import TORCH, adamw, parameter_groups, set_learning_rate
 from cpt_dist.engine.piecewise_adamw import Place
 from cpt_dist.engine.updates import UpdateHistory
 from cpt_dist.model.packed import PackedCausalLM
@@ -53,7 +54,9 @@ class FsdpEngine(Engine):
         optimizer: OptimizerConfig,
         world: World,
         compute_dtype: torch.dtype,
+        adamw_kernel: tuple[str, bool] = (TORCH, True),
     ) -> None:
+        """`adamw_kernel`: who takes the steps, and whether it is an error if that cannot run."""
         self.world, self.compute_dtype = world, compute_dtype
         self._max_grad_norm = optimizer.max_grad_norm
         mesh = _mesh(world, config.shard_size or world.size)
@@ -67,7 +70,7 @@ class FsdpEngine(Engine):
         fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
         self.model = model
         groups = parameter_groups(self._named_parameters(), optimizer)
-        self._optimizer = adamw(groups, optimizer)
+        self._optimizer = adamw(groups, optimizer, *adamw_kernel)
         self.updates = UpdateHistory()
         self._frozen: list[torch.nn.Parameter] = []
         self._make_moments()
@@ -96,7 +99,10 @@ class FsdpEngine(Engine):
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         if accept(value):
-            if self._max_grad_norm > 0:
+            if self._optimizer.kernel is not None:
+                whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+                self._optimizer.factor = clip_factor(whole, self._max_grad_norm)
+            elif self._max_grad_norm > 0:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
             set_learning_rate(self._optimizer, learning_rate)
             self._optimizer.step()

@@ -8,11 +8,14 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
+from cpt_kernels import KernelRefusedError, Spec, choose
 from torch import nn
 
 from cpt_dist.config import OptimizerConfig
 from cpt_dist.engine.piecewise_adamw import PiecewiseAdamW
 from cpt_dist.errors import UserError
+
+TORCH = "torch"
 
 
 def parameter_groups(names: list[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -46,6 +49,20 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate * group["lr_multiplier"]
 
 
-def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> PiecewiseAdamW:
-    """AdamW with learning rate 0 until a step sets it."""
-    return PiecewiseAdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+def adamw(
+    groups: list[dict[str, Any]], config: OptimizerConfig, kernel: str = TORCH, strict: bool = True
+) -> PiecewiseAdamW:
+    """AdamW with learning rate 0 until a step sets it.
+
+    `kernel` is torch (PyTorch's own step), a backend of `cpt_kernels.adamw`, or auto. Raises UserError where `strict`
+    and it cannot run on the parameters' device.
+    """
+    optimizer = PiecewiseAdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+    if kernel != TORCH:
+        device = groups[0]["params"][0].device.type
+        try:
+            chosen = choose("adamw", kernel, Spec(device, "float32"), strict).name
+        except KernelRefusedError as error:
+            raise UserError(f"kernels.adamw: '{kernel}': {error}; set it to auto or {TORCH}") from None
+        optimizer.kernel = None if chosen == TORCH else chosen
+    return optimizer

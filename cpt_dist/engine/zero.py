@@ -21,7 +21,7 @@ from cpt_dist.config import ZERO_0_IN_BF16, EngineConfig, OptimizerConfig
 from cpt_dist.data.batch import Batch
 from cpt_dist.engine.base import Engine
 from cpt_dist.engine.distributed import World
-from cpt_dist.engine.optimizer import adamw, parameter_groups, set_learning_rate
+from cpt_dist.engine.optimizer import TORCH, adamw, parameter_groups, set_learning_rate
 from cpt_dist.engine.updates import UpdateHistory
 from cpt_dist.engine.zero_state import ZeroState, zero_state
 from cpt_dist.errors import UserError
@@ -82,7 +82,9 @@ class ZeroEngine(Engine):
         optimizer: OptimizerConfig,
         world: World,
         compute_dtype: torch.dtype,
+        adamw_kernel: tuple[str, bool] = (TORCH, True),
     ) -> None:
+        """`adamw_kernel`: who takes the steps, and whether it is an error if that cannot run."""
         if config.zero_stage == 0 and compute_dtype is torch.bfloat16:
             raise UserError(ZERO_0_IN_BF16)
         deepspeed = _import_deepspeed(world)
@@ -95,7 +97,7 @@ class ZeroEngine(Engine):
                 # different numbers of chunks would wait for each other for ever.
                 deepspeed.utils.set_z3_leaf_module(module, True)
         groups = parameter_groups(self._named_parameters(), optimizer)
-        self._adamw = adamw(groups, optimizer)
+        self._adamw = adamw(groups, optimizer, *adamw_kernel)
         self.updates = UpdateHistory()
         self._frozen: list[torch.nn.Parameter] = []
         self._freezes: list[Any] = []

@@ -15,7 +15,11 @@ from itertools import groupby, pairwise
 from typing import Any
 
 import torch
-from cpt_kernels import Backend, KernelRefusedError, Spec, choose, register
+from cpt_kernels import Backend, KernelRefusedError, Spec, choose, document_attention, register
+from cpt_kernels.attention import MAX_HEAD_DIM as TRITON_MAX_HEAD_DIM
+from cpt_kernels.attention import OPERATION as DOCUMENT_ATTENTION
+from cpt_kernels.attention import supports as triton_supports
+from cpt_kernels.triton_support import triton_backend
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -120,7 +124,8 @@ def packed_attention(
 
 def choose_backend(wanted: str, device: str, dtype: torch.dtype, head_dim: int = 64) -> Backend:
     """The attention backend for tensors of this kind. Raises UserError with the reason where it is refused."""
-    features = frozenset({"head_dim>256"} if head_dim > FLASH_MAX_HEAD_DIM else ())
+    limits = (FLASH_MAX_HEAD_DIM, TRITON_MAX_HEAD_DIM)
+    features = frozenset(f"head_dim>{limit}" for limit in limits if head_dim > limit)
     try:
         return choose(OPERATION, wanted, Spec(device, str(dtype).removeprefix("torch."), features))
     except KernelRefusedError as error:
@@ -243,7 +248,32 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """What transformers shall make as a mask for `cpt_varlen`: none, the borders say it all."""
 
 
+def _triton(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    """`document_attention`: [heads, tokens, head_dim] each -> [tokens, heads, head_dim]. Not measured on a GPU."""
+    if dropout:
+        raise UserError("model.attention: 'triton' has no dropout; set it to auto or sdpa_per_document")
+    return document_attention(
+        query,
+        key,
+        value,
+        documents.cu_seqlens,
+        scale=scaling,
+        window=window,
+        keys_before=documents.keys_before,
+        backend="triton",
+    )
+
+
 register(OPERATION, Backend("flash_attn", _flash_supports, _flash))
+register(OPERATION, triton_backend(DOCUMENT_ATTENTION, _triton, triton_supports))
 register(OPERATION, Backend("sdpa_per_document", lambda spec: None, _sdpa_per_document))
 AttentionInterface.register(IMPLEMENTATION, packed_attention)
 AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)

@@ -11,6 +11,7 @@ import logging
 from typing import Any
 
 import torch
+from cpt_kernels.registry import unrecorded
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -18,30 +19,41 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from cpt_dist.config import ModelConfig
 from cpt_dist.errors import UserError
+from cpt_dist.kernels_config import KernelsConfig
 from cpt_dist.model.attention import IMPLEMENTATION, choose_backend
 from cpt_dist.model.chunked_mlp import chunk_mlps
 from cpt_dist.model.folder import check_model_folder
+from cpt_dist.model.kernels import effective_attention, install_kernels
 from cpt_dist.model.packed import PackedCausalLM
 from cpt_dist.model.self_check import check_packing
 
 logger = logging.getLogger(__name__)
 
 
-def load_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> PackedCausalLM:
+def load_model(
+    config: ModelConfig,
+    dtype: torch.dtype = torch.float32,
+    kernels: KernelsConfig | None = None,
+    compute: tuple[str, torch.dtype] | None = None,
+) -> PackedCausalLM:
     """The model in `config.path` with weights in `dtype`, on the CPU, in training mode.
 
     Dropout is set to 0, whatever the model's config says (GPT-2's says 0.1): continued pretraining sees each document
     about once, as the pretraining of current models does, and there is nothing to regularise. The config files that
     are exported keep their values.
 
+    `kernels` says who computes the model's operations, on the device and in the dtype of `compute`; None leaves all
+    but the loss to the code of transformers.
+
     Raises UserError where the folder is no complete causal LM in safetensors, wants remote code, wants an attention
-    backend that cannot run here, would compute packed documents differently from documents alone, or has no part that
-    `config` wants to save memory in.
+    backend or a kernel that cannot run here, would compute packed documents differently from documents alone, or has
+    no part that `config` wants to save memory in.
     """
     raw = check_model_folder(config.path)
     _check_architecture(config.path, raw)
-    if config.attention != "auto":
-        choose_backend(config.attention, "cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+    kernels = kernels or KernelsConfig()
+    device, compute_dtype = compute or ("cuda" if torch.cuda.is_available() else "cpu", dtype)
+    attention = _attention(effective_attention(kernels, config.attention), device, kernels.strict)
     try:
         hf_config = AutoConfig.from_pretrained(config.path, local_files_only=True, trust_remote_code=False)
         _check_attention(config.path, hf_config)
@@ -61,13 +73,35 @@ def load_model(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Packe
         raise UserError(f"model.path: '{config.path}' does not load: {first_line}; fetch the model again") from error
     hf, report = loaded
     _check_weights(config.path, report)
-    model = PackedCausalLM(hf, config.attention, config.loss_chunk_tokens)
-    check_packing(model, config.path)
-    if config.mlp_chunk_tokens:
-        chunk_mlps(model.decoder_layers(), model.config, config.mlp_chunk_tokens)
+    model = PackedCausalLM(hf, attention, config.loss_chunk_tokens)
+    model.head.backend, model.head.strict = kernels.linear_cross_entropy, kernels.strict
+    model.head.check_backend(device, compute_dtype)
+    with unrecorded():  # what the trials run is no choice of the training
+        check_packing(model, config.path)
+        installed = install_kernels(model, kernels, device, compute_dtype)
+        if config.mlp_chunk_tokens:
+            chunk_mlps(model.decoder_layers(), model.config, config.mlp_chunk_tokens)
+    model.kernels = installed.counts
     if config.activation_checkpointing:
         model.enable_activation_checkpointing(config.activation_offload)
+    installed.activate()
     return model.train()
+
+
+def _attention(wanted: str, device: str, strict: bool) -> str:
+    """`wanted`, or auto where it cannot run and that is no error."""
+    if wanted == "auto":
+        return wanted
+    try:
+        # Which dtype a call has is known then; flash-attn's own refusal of fp32 comes there.
+        with unrecorded():
+            choose_backend(wanted, device, torch.bfloat16)
+    except UserError as error:
+        if strict:
+            raise
+        logger.warning("%s; auto decides", error)
+        return "auto"
+    return wanted
 
 
 def _check_architecture(path: str, raw: dict[str, Any]) -> None:

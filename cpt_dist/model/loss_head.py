@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cpt_kernels import linear_cross_entropy
+import torch
+from cpt_kernels import KernelRefusedError, Spec, choose, linear_cross_entropy
 from torch import Tensor, nn
 
 from cpt_dist.errors import UserError
@@ -24,6 +25,10 @@ class LossHead(nn.Linear):
     """Bound of the logits: softcap * tanh(logits / softcap); None for none."""
     logit_scale: float = 1.0
     """Factor of the logits before the soft cap."""
+    backend: str = "auto"
+    """Who computes the loss: a backend of `linear_cross_entropy`, or auto."""
+    strict: bool = True
+    """Whether a backend that cannot run is an error."""
 
     @classmethod
     def replace(cls, head: nn.Module | None, config: Any, chunk_tokens: int) -> LossHead:
@@ -58,7 +63,17 @@ class LossHead(nn.Linear):
             softcap=self.softcap,
             logit_scale=self.logit_scale,
             chunk_tokens=self.chunk_tokens,
+            backend=self.backend,
+            strict=self.strict,
         )
+
+    def check_backend(self, device: str, dtype: torch.dtype) -> None:
+        """Raise UserError where the wanted backend cannot compute the loss on `device` in `dtype`."""
+        try:
+            spec = Spec(device, str(dtype).removeprefix("torch."))
+            choose("linear_cross_entropy", self.backend, spec, self.strict, record=False)
+        except KernelRefusedError as error:
+            raise UserError(f"kernels.linear_cross_entropy: '{self.backend}': {error}; set it to auto") from None
 
     def finish(self, linear: Tensor) -> Tensor:
         """The model's logits in fp32 from those of the linear layer: scale and soft cap applied."""

@@ -35,6 +35,8 @@ class PackedCausalLM(nn.Module):
         super().__init__()
         self.hf = hf
         self.attention = attention
+        self.kernels: dict[str, int] = {}
+        """Operation -> modules whose forward is one of `cpt_kernels` (`model/kernels.py`)."""
         self.config = hf.config.get_text_config()
         head = LossHead.replace(hf.get_output_embeddings(), self.config, loss_chunk_tokens)
         self._num_matmul_parameters = flops.num_matmul_parameters(self, head, self.config)

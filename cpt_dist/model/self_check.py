@@ -35,7 +35,7 @@ def check_packing(model: PackedCausalLM, path: str) -> None:
     input_ids = torch.arange(1, total + 1, device=device) * (vocab // (total + 2) or 1) % vocab
     positions = torch.cat([torch.arange(n, device=device) for n in (FIRST_TOKENS, SECOND_TOKENS)])
     borders = torch.tensor([0, FIRST_TOKENS, total], dtype=torch.int32, device=device)
-    with _first_layer_only(model), _any_attention(model):
+    with first_layer_only(model), any_attention(model):
         packed = model.logits(input_ids, positions, borders)[FIRST_TOKENS:]
         try:
             model.hf.set_attn_implementation("eager")
@@ -51,7 +51,8 @@ def check_packing(model: PackedCausalLM, path: str) -> None:
 
 
 @contextmanager
-def _first_layer_only(model: PackedCausalLM) -> Iterator[None]:
+def first_layer_only(model: PackedCausalLM) -> Iterator[None]:
+    """Inside the model has its first layer only."""
     layers = model.decoder_layers()
     owner, name = next(
         (module, name)
@@ -70,7 +71,8 @@ def _first_layer_only(model: PackedCausalLM) -> Iterator[None]:
 
 
 @contextmanager
-def _any_attention(model: PackedCausalLM) -> Iterator[None]:
+def any_attention(model: PackedCausalLM) -> Iterator[None]:
+    """Inside the model takes any attention backend that can run."""
     # The weights are still on the CPU in fp32, where the backend that the user wants may not run.
     wanted, model.attention = model.attention, "auto"
     try:

@@ -100,7 +100,8 @@ class MetricsWriter(Callback):
         if result.skipped:
             return  # recorded as what it is: a skip
         if not self._kernels_recorded:  # which backends ran is known once they have
-            run.directory.append_metrics({"kind": "kernels", "step": result.step, "chosen": chosen()})
+            record = {"kind": "kernels", "step": result.step, "chosen": chosen()}
+            run.directory.append_metrics(record | {"installed": run.engine.model.kernels})
             self._kernels_recorded = True
         if result.step % run.config.logging.every_steps == 0 or run.finished or result.stop_requested:
             record = step_record(run, result, result.input_tokens / result.seconds, self._peak_flops)

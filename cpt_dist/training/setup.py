@@ -75,7 +75,8 @@ def set_up(config: CptConfig, world: World) -> Run:
     dtype, reason = resolve_precision(config.engine.precision, world.device)
     if not (world.is_first and sys.stderr.isatty()):
         disable_progress_bar()
-    model = load_model(config.model, dtype=torch.float32)
+    compute = (world.device.type, dtype)
+    model = load_model(config.model, torch.float32, config.kernels, compute)
     names = [model.hf_name(name) for name, _ in model.named_parameters()]
     check_trainable([(stage.name, stage.trainable) for stage in all_stages(config)], names)
     engine = build_engine(model, config, world, dtype)

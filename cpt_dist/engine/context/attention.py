@@ -19,6 +19,7 @@ from cpt_dist.engine.context.blocks import KERNELS
 from cpt_dist.engine.context.collectives import ExchangeHeads, GatherTokens
 from cpt_dist.engine.context.ring import Piece, RingAttention, pieces
 from cpt_dist.engine.context.split import SequenceSplit
+from cpt_dist.errors import UserError
 from cpt_dist.model.attention import Documents
 
 
@@ -148,6 +149,11 @@ class RingedAttention(SharedAttention):
             raise ValueError("a ring has no dropout: its blocks are computed anew in the backward pass")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         tokens_first = [part.transpose(0, 1) for part in (query, key, value)]
+        if backend.name not in KERNELS:
+            raise UserError(
+                f"model.attention: '{backend.name}' computes no parts of a ring; "
+                "use engine.context_parallel_method=all_gather or another attention"
+            )
         kernel = KERNELS[backend.name]
         return cast(Tensor, RingAttention.apply(*tokens_first, self._rounds_within(window), scale, kernel, self.group))
 
