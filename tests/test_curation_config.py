@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 
 from cpt_dist.corpus.steps.measures import MEASURES
 from cpt_dist.curation_config import PII_TYPES, StepsConfig
@@ -95,6 +99,15 @@ def test_all_problems_are_told_at_once():
         "chunking.min_fill",
     ]
     assert all(problem.startswith(KEY) for problem in problems)
+
+
+def test_the_example_of_the_documentation_is_valid():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "curation_steps.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    own = yaml.safe_load(example)["curation"]
+    settings = resolve_steps(own.pop("profile"), own, KEY)
+    assert steps_problems(settings, MEASURES, KEY) == []
+    assert settings.chunking.max_characters == 200_000
 
 
 def test_every_type_of_pii_is_documented_once():

@@ -126,9 +126,9 @@ def dependency_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
     waiting = [(len(others), path) for path, others in left.items()]
     heapq.heapify(waiting)
     while waiting:
-        number, path = heapq.heappop(waiting)
-        if path not in left or number != len(left[path]):
-            continue  # placed already, or pushed again since with fewer
+        _, path = heapq.heappop(waiting)
+        if path not in left:
+            continue  # it was pushed again with fewer, and is placed already
         order.append(path)
         del left[path]
         for user in users[path]:

@@ -17,7 +17,7 @@ _FINISHER = np.uint64(0xD6E8FEB86659FD93)
 BLOCK_BYTES = 1 << 18
 WIDE_ORDERS = 2
 """Counts of n-grams up to this order are 32 bits, of longer ones 16 bits that stop at their end."""
-PRIORS = (1.0, 2.0, 4.0, 8.0, 16.0)
+PRIORS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Strengths a of the prior that `fit` tries on text that it didn't count."""
 
 

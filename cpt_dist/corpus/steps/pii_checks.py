@@ -110,16 +110,21 @@ def cut_iban(text: str) -> str | None:
 
 _NUMBERED_THING = re.compile(
     rb"(?:\b(?:v|ver|vers|version|versions|rel|release|releases|rev|revision|build|firmware|driver|kernel|section|sections"
-    rb"|sec|sect|chapter|ch|clause|article|art|paragraph|para|rule|rules|part|appendix|annex|figure|fig|table|item|step"
+    rb"|ec|sec|sect|chapter|ch|clause|article|art|paragraph|para|rule|rules|part|appendix|annex|figure|fig|table|item|step"
     rb"|oid|oids|asn|schedule|subsection|reg|regulation|spec|standard|upgrade|update)\.?|\xc2\xa7+)[\s:=#(\"'v-]*$",
     re.IGNORECASE,
 )
-_HEADING = re.compile(rb"(?:^|\n)[ \t#*]*$")
-_MAX_SECTION = 40
+_OF_A_NETWORK = re.compile(
+    rb"\b(?:ips?|ipv4|addr(?:ess|esses)?|hosts?|hostname|server|nameserver|dns|ping|router|gateway|peer|client|from|via|proxy"
+    rb"|traceroute|ssh|login|https?)\b[^\n]{0,24}$",
+    re.IGNORECASE,
+)
+_MAX_SECTION = 50
+_PREFIX_LENGTH = re.compile(rb"/\d{1,3}\b")
 
 
 def is_public_ipv4(hit: Hit) -> bool:
-    """A globally reachable IPv4 address that isn't a version, a section, a part of an OID or of a longer number."""
+    """A globally reachable IPv4 address that isn't a network, a version, a section or a part of a longer number."""
     if not stands_alone(hit, b".-+~") or hit.before[-1:] in (b"-", b"."):
         return False
     if _NUMBERED_THING.search(hit.before):
@@ -127,9 +132,11 @@ def is_public_ipv4(hit: Hit) -> bool:
     parts = hit.text.split(".")
     if any(int(part) > 255 or (len(part) > 1 and part[0] == "0") for part in parts):
         return False
-    is_heading = bool(_HEADING.search(hit.before)) and re.match(rb"[.)]?[ \t]+[^\W\d]", hit.after)
-    if is_heading and max(map(int, parts)) <= _MAX_SECTION:
+    # Four small numbers are a section, a version or an enzyme far more often than the one address in 700 is.
+    if max(map(int, parts)) <= _MAX_SECTION and not _OF_A_NETWORK.search(hit.before):
         return False
+    if _PREFIX_LENGTH.match(hit.after):
+        return False  # a network, not a host
     address = ipaddress.IPv4Address(hit.text)
     return address.is_global and not address.is_multicast
 
@@ -139,7 +146,7 @@ _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 def is_public_ipv6(hit: Hit) -> bool:
     """A globally reachable IPv6 address out of 2000::/3, the only range given out so far (RFC 4291, IANA)."""
-    if not stands_alone(hit, b":.-") or hit.after[:1] == b":":
+    if not stands_alone(hit, b":.-") or hit.after[:1] == b":" or _PREFIX_LENGTH.match(hit.after):
         return False
     try:
         address = ipaddress.IPv6Address(hit.text)
@@ -178,7 +185,8 @@ _PHONE_CONTEXT = re.compile(
     re.IGNORECASE,
 )
 _COUNTRY_CODE = re.compile(
-    r"(?:1|7|2[07]|2[1-9]\d|3[0-469]|3[578]\d|4[013-9]|42\d|5[1-8]|5[09]\d|6[0-6]|6[789]\d|8[1246]|8[0578]\d|9[0-58]|9[679]\d)"
+    r"1|7|2[07]|21[12368]|2[2-6]\d|29[0178]|3[0-469]|3[578]\d|4[013-9]|42[013]|5[1-8]|5[09]\d|6[0-6]|67[02-9]|68\d|69[0-2]"
+    r"|8[1246]|80[08]|85[02356]|87\d|88[0-36-8]|9[0-58]|96\d|97[0-7]|99[2-68]"
 )
 
 

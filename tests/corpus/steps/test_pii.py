@@ -65,11 +65,11 @@ def test_a_missing_key_is_an_error_that_names_the_variable(document, monkeypatch
 
 
 def test_policies_mask_drop_count_and_off(document):
-    text = "a@gmx.de, 8.8.8.8, 536-22-1234, AKIAQ2W3E4R5T6Y7U8I9"
+    text = "a@gmx.de, 85.88.8.8, 536-22-1234, AKIAQ2W3E4R5T6Y7U8I9"
     policies = {"ipv4": "count", "us_ssn": "off"}
     result = Pii(PiiConfig(policies=policies))(document(text))
     assert isinstance(result, CuratedDocument)
-    assert result.text == "[EMAIL], 8.8.8.8, 536-22-1234, [API_KEY]"
+    assert result.text == "[EMAIL], 85.88.8.8, 536-22-1234, [API_KEY]"
     assert Counter(result.counts) == Counter(
         {"pii_email": 1, "pii_email_masked": 1, "pii_ipv4": 1, "pii_api_key": 1, "pii_api_key_masked": 1}
     )
@@ -84,8 +84,19 @@ def test_a_text_without_hits_is_returned_as_it_is(document, prose):
 
 
 def test_an_oid_keeps_its_numbers_and_a_section_too():
-    for text in ("OID 1.3.6.1.4.1.343", "section 12.4.1.1", "version 2.38.1.10", "12.4.1.1 Scope"):
+    for text in (
+        "OID 1.3.6.1.4.1.343",
+        "section 12.4.1.1",
+        "version 2.38.1.10",
+        "version 2.38.1.110",
+        "12.4.1.1 Scope",
+        "2015-05-20  3.8.10.2",
+        "3-kinase activity; EC:2.7.1.151; inositol",
+        "tricyclo(3.3.1.13,7)decan",
+        "the networks 128.1.0.0/16 and 2001:4f8:3:ba::/64",
+    ):
         assert found_in(text) == [], text
+    assert found_in("the name server 8.8.8.8 answers") == [("ipv4", "8.8.8.8")]
     assert found_in("host 212.58.244.23.") == [("ipv4", "212.58.244.23")]
 
 
