@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # More would let tests with processes of their own fight over the cores of a small machine.
 TEST_PROCESSES ?= 2
 
-.PHONY: setup demo test test-slow test-slurm torture lint bench docs clean
+.PHONY: setup demo study-medical test test-slow test-slurm torture lint bench docs clean
 
 setup: $(STAMP)
 
@@ -18,6 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python demo/demo.py
+
+# Continued pretraining on the Gene Ontology with and without replay; the report is docs/studies/medical.md.
+study-medical: setup
+	$(BIN)/python -m studies.medical
 
 # Reports are opened in Chromium where there is one; with CPT_REQUIRE_CHROMIUM=1 in the environment it must be there.
 # The tests without processes of their own; the others are `make test-slow`, and .ci/run runs all of them.
