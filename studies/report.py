@@ -157,18 +157,8 @@ def render(record: dict[str, Any]) -> str:
             values = (_estimate(source[key], key == "difference") for key in ("base", "adapted", "difference"))
             lines.append(_row(source["source"], arm["arm"], source["documents"], *values, source["outcome"]))
     lines += ["", "## Suites", ""]
-    lines += _table(
-        "suite",
-        "arm",
-        "items",
-        "chance",
-        "base",
-        "after",
-        "gain",
-        "outcome",
-        "bits per byte of the answer",
-        "found in text",
-    )
+    heads = ("suite", "arm", "items", "chance", "base", "after", "gain", "outcome", "bits per byte of the answer")
+    lines += _table(*heads, "items found in text", "gain without them")
     for arm in judged:
         for suite in arm["suites"]:
             lines.append(_suite_row(arm["arm"], suite))
@@ -193,12 +183,14 @@ def render(record: dict[str, Any]) -> str:
 
 def _suite_row(arm: str, suite: dict[str, Any]) -> str:
     if suite["status"] != "measured":
-        return _row(suite["suite"], arm, *[""] * 5, "not run", "", "")
+        return _row(suite["suite"], arm, *[""] * 5, "not run", "", "", "")
     bits = suite["answer_bits_per_byte"]
     shown = "–" if bits is None else f"{bits['base']:.3f} → {bits['adapted']:.3f}"
     found = "not searched" if suite["contaminated"] is None else str(suite["contaminated"])
+    clean = _estimate(suite["clean"]["gain"]) if suite["clean"] else "–"
     values = (_estimate(suite[key], key == "gain") for key in ("base", "adapted", "gain"))
-    return _row(suite["suite"], arm, suite["items"], f"{suite['chance']:.2f}", *values, suite["outcome"], shown, found)
+    head = (suite["suite"], arm, suite["items"], f"{suite['chance']:.2f}")
+    return _row(*head, *values, suite["outcome"], shown, found, clean)
 
 
 def _probe_lines(probe: dict[str, Any]) -> list[str]:
