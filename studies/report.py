@@ -170,9 +170,10 @@ def render(record: dict[str, Any]) -> str:
         lines.append(_row(name, facts["steps"], f"{facts['tokens']:,}", speed, *losses))
     total = sum(step["seconds"] for step in record["steps"])
     slowest = sorted(record["steps"], key=lambda step: -step["seconds"])[:5]
+    processes = max(1, record["processes"])
     lines += [
         "",
-        f"{len(record['steps'])} steps took {total / 60:.1f} minutes with {record['processes']} training processes; "
+        f"{len(record['steps'])} steps took {total / 60:.1f} minutes with {processes} training processes; "
         + "most of it "
         + ", ".join(f"{step['step']} ({step['seconds']:.0f} s)" for step in slowest)
         + f". {size['items']} items a suite at most, {size['examples']} training examples in the probe.",

@@ -16,6 +16,13 @@ from statistics import NormalDist
 
 import numpy as np
 
+from cpt_dist.evaluation.paired_tests import (
+    difference_variance,
+    is_binary,
+    items_to_show,
+    minimum_detectable_effect,
+    tango_interval,
+)
 from cpt_dist.evaluation.repeated import repeated_gain
 from cpt_dist.evaluation.sign_flip import p_greater
 from cpt_dist.evaluation.statistics import (
@@ -133,6 +140,10 @@ def _answer(
         if claim.repeats is not None:
             over_both = repeated_gain(claim.repeats, confidence)
             low, high = min(low, over_both.low), max(high, over_both.high)
+        elif _right_or_wrong(claim):  # where two models agree on a few items a bootstrap has no width
+            better, worse = int((claim.gains > 0).sum()), int((claim.gains < 0).sum())
+            score_low, score_high = tango_interval(better, worse, len(weights), confidence)
+            low, high = min(low, score_low), max(high, score_high)
         gain = Estimate(value, low, high)
     status = UNDECIDED
     if effective >= least_documents(confidence):
@@ -144,10 +155,24 @@ def _answer(
     needed = None
     if status == UNDECIDED:
         needed = _items_needed(claim.gains - claim.threshold * weights, weights, corrected)
+        if _right_or_wrong(claim):
+            spread = difference_variance(claim.gains, corrected)
+            shown_by = items_to_show(spread, value - claim.threshold, corrected, POWER)
+            needed = None if shown_by is None else max(shown_by, needed or 0, len(weights) + 1)
         if claim.repeats is not None and needed == len(weights) + 1:
             needed = None  # there are enough items, and too few repetitions
     detectable = _detectable(claim.gains, weights, confidence)
+    if _right_or_wrong(claim):
+        spread = difference_variance(claim.gains, confidence)
+        detectable = minimum_detectable_effect(spread, len(weights), confidence, POWER)
     return Answer(claim, status, gain, p_above, p_below, len(weights), detectable, needed)
+
+
+def _right_or_wrong(claim: Claim) -> bool:
+    """Whether the gains are those of answers to single questions, -1, 0 or 1 each."""
+    assert claim.gains is not None
+    assert claim.weights is not None
+    return is_binary(claim.gains) and bool((claim.weights == 1).all())
 
 
 def _items_needed(distance: np.ndarray, weights: np.ndarray, corrected: float) -> int | None:

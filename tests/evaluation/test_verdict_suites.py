@@ -46,6 +46,17 @@ def test_a_planted_change_of_a_suite_is_found(adapted, goals, kind, status):
     assert (claim.kind, answer.status) == (kind, status)
 
 
+def test_few_items_on_which_the_models_agree_show_nothing_was_lost_only_if_they_would_show_a_loss():
+    few, many = (
+        answers([claim_of(SUITE, scores(3, n), scores(3, n), JUDGE, config_with())], 0.95, 1000, 0)[0]
+        for n in (12, 400)
+    )
+    assert (few.status, many.status) == ("undecided", "shown")
+    assert few.gain.low < -0.05 < many.gain.low
+    assert 12 < few.items_needed <= 400
+    assert few.detectable > 0.05
+
+
 def test_a_margin_of_a_goal_is_its_least_gain_and_that_of_a_suite_what_it_may_lose():
     other, adapted = scores(200), scores(220)
     assert claim_of(SUITE, other, adapted, JUDGE, config_with("facts", facts=0.1)).threshold == 0.1
