@@ -43,6 +43,9 @@ class DecontaminationConfig:
     files: list[str] = field(default_factory=list)
     """Files, folders or globs of evaluation items, such as questions with answers, in any form that `raw` may have.
     Documents with `ngram` words of an item in a row are contaminated, and those nearly equal to one duplicates."""
+    suites: bool = True
+    """The items of the suite files in `suites.run` are evaluation items too. Those of lm-evaluation-harness tasks
+    aren't; write them into one of `files`."""
     held_out: list[str] = field(default_factory=list)
     """Files, folders or globs of whole texts that are evaluated on. Only documents equal or nearly equal to one are
     left out: so many words in a row are common in texts of one domain."""

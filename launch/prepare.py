@@ -17,8 +17,9 @@ def main(config: CptConfig) -> None:
     """Curate the sources that ask for it, and prepare every source of `config.data.sources`."""
     from cpt_dist.data.curated import curate_with_progress, with_curated_sources
     from cpt_dist.data.prepare import prepare
+    from cpt_dist.evaluation.suites.suite_items import with_suite_items
 
-    folders = curate_with_progress(config)
+    folders = curate_with_progress(with_suite_items(config))
     if config.prepare.what == "shards":
         prepare(*with_curated_sources(config, folders))
     elif config.prepare.what == "report":

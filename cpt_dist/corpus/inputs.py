@@ -7,7 +7,7 @@ order is sorted by name, so that the same folder gives the same documents on eve
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,24 @@ FORMATS = {
     ".txt": "text",
     ".parquet": "parquet",
 }
+CURATED_FORMATS = FORMATS | {
+    ".md": "text",
+    ".markdown": "text",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".pdf": "pdf",
+    ".warc": "warc",
+    ".warc.gz": "warc",
+    ".wet": "warc",
+    ".wet.gz": "warc",
+}
+"""What a curated source takes beside."""
 PARTNERS: dict[str, Callable[[Path], Path]] = {
     "megatron": lambda path: path.with_suffix(".bin"),
     "datatrove": lambda path: path.with_name(f"{path.name}.index"),
 }
 """Formats whose inputs are two files: the one that is named -> the other."""
-KNOWN = ", ".join([*FORMATS, "a folder saved by `datasets`"])
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,12 @@ class InputFile:
 
     path: Path
     format: str
+    url: str | None = None
+    """Where a file lies that is fetched before it's read; `path` is its name then."""
+    num_bytes: int = 0
+    """Behind a URL: its size."""
+    version: str = ""
+    """Behind a URL: what the server says changes with its content."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +65,14 @@ class InputState:
     checksum: str
 
 
-def format_of(path: Path) -> str | None:
+def _known(formats: Mapping[str, str]) -> str:
+    return ", ".join([*formats, "a folder saved by `datasets`"])
+
+
+def format_of(path: Path, formats: Mapping[str, str] = FORMATS) -> str | None:
     """The format of a file by its name (`a.b.jsonl.gz` is jsonl), or None where the name says nothing known."""
     name = path.name.lower()
-    return next((known for ending, known in FORMATS.items() if name.endswith(ending)), None)
+    return next((known for ending, known in formats.items() if name.endswith(ending)), None)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -58,7 +80,7 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
 
 
-def _walk(folder: Path, found: list[InputFile], ignored: list[Path]) -> None:
+def _walk(folder: Path, found: list[InputFile], ignored: list[Path], formats: Mapping[str, str]) -> None:
     if is_saved_dataset(folder):
         found.append(InputFile(folder, "dataset"))
         return
@@ -69,14 +91,14 @@ def _walk(folder: Path, found: list[InputFile], ignored: list[Path]) -> None:
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            _walk(path, found, ignored)
-        elif known := format_of(path):
+            _walk(path, found, ignored, formats)
+        elif known := format_of(path, formats):
             found.append(InputFile(path, known))
         else:
             ignored.append(path)
 
 
-def _match(pattern: str, key: str, ignored: list[Path]) -> list[InputFile]:
+def _match(pattern: str, key: str, ignored: list[Path], formats: Mapping[str, str]) -> list[InputFile]:
     path = Path(pattern)
     is_glob = not path.exists() and glob.has_magic(pattern)
     matches = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))] if is_glob else [path]
@@ -85,21 +107,24 @@ def _match(pattern: str, key: str, ignored: list[Path]) -> list[InputFile]:
     found: list[InputFile] = []
     for match in matches:
         if match.is_dir():
-            _walk(match, found, ignored)
+            _walk(match, found, ignored, formats)
         elif not match.exists():
             raise UserError(f"{key}: '{match}' does not exist; correct the path")
-        elif known := format_of(match):
+        elif known := format_of(match, formats):
             found.append(InputFile(match, known))
         elif is_glob:
             ignored.append(match)
         else:
-            raise UserError(f"{key}: '{match}' is of an unknown format; known: {KNOWN}")
+            curated = " (of a format that only a curated source takes)" if format_of(match, CURATED_FORMATS) else ""
+            raise UserError(f"{key}: '{match}' is of an unknown format{curated}; known: {_known(formats)}")
     if not found:
-        raise UserError(f"{key}: '{pattern}' holds no file of a known format; known: {KNOWN}")
+        raise UserError(f"{key}: '{pattern}' holds no file of a known format; known: {_known(formats)}")
     return found
 
 
-def find_inputs(patterns: Sequence[str], key: str) -> tuple[list[InputFile], list[Path]]:
+def find_inputs(
+    patterns: Sequence[str], key: str, formats: Mapping[str, str] = FORMATS
+) -> tuple[list[InputFile], list[Path]]:
     """The inputs that files, folders and globs name, sorted and each once, and the files that were passed over.
 
     Folders are searched to the bottom; in folders and globs, files of an unknown format are passed over (hidden
@@ -113,7 +138,7 @@ def find_inputs(patterns: Sequence[str], key: str) -> tuple[list[InputFile], lis
         problems.append(f"{key}: names no file; give at least one file, folder or glob")
     for pattern in patterns:
         try:
-            found.update((item.path, item) for item in _match(pattern, key, ignored))
+            found.update((item.path, item) for item in _match(pattern, key, ignored, formats))
         except UserError as error:
             problems.extend(error.problems)
     if problems:
@@ -134,6 +159,8 @@ def input_state(item: InputFile, known: InputState | None = None) -> InputState:
 
     Raises UserError where a file cannot be read.
     """
+    if item.url is not None:
+        return InputState(item.url, item.num_bytes, 0, fingerprint([item.url, item.num_bytes, item.version]))
     files = _files(item)
     try:
         stats = [path.stat() for path in files]

@@ -95,6 +95,12 @@ def _blocks(path: Path) -> Iterator[bytes]:
         raise UserError(f"'{path}' cannot be read ({error.strerror}); check its permissions") from error
 
 
+def check_whole(path: Path) -> None:
+    """Read a file through; UserError where it can't be read or, if it's compressed, is damaged or cut off."""
+    for _ in _blocks(path):
+        pass
+
+
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(byte offset, line without its LF) of every line; a line that spans blocks is joined once."""
     parts: list[bytes] = []
@@ -366,4 +372,8 @@ def read_records(
     invalid UTF-8. Blank lines of JSONL are no records. Raises UserError for a damaged file, and for a table that has
     no column `text_field` or no text in it.
     """
+    if item.format not in _READERS:
+        from cpt_dist.corpus.web_formats import READERS
+
+        return READERS[item.format](item.path, policy, start)
     return _READERS[item.format](item.path, text_field, policy, start, others)

@@ -77,6 +77,8 @@ def plan_blocks(inputs: Sequence[InputFile], block_bytes: int) -> list[Block]:
 
 
 def _slices(item: InputFile, block_bytes: int) -> list[Slice]:
+    if item.url is not None:
+        return [Slice(item, item.num_bytes)]
     size = item.path.stat().st_size if item.path.is_file() else block_bytes
     if size > block_bytes and item.format == "jsonl" and item.path.suffix.lower() == ".jsonl":
         starts = range(0, size, block_bytes)

@@ -21,6 +21,7 @@ from cpt_dist.corpus.normalise import document_id, is_held_out, normalise
 from cpt_dist.corpus.read import read_records
 from cpt_dist.data.documents import DUPLICATE, EMPTY, TOO_SHORT, Fate, Rules
 from cpt_dist.data.shard_writer import Document
+from cpt_dist.errors import UserError
 
 _ORIGIN = ("id", "parent", "file", "record", "byte")
 
@@ -46,7 +47,18 @@ def curate_with_progress(config: CptConfig) -> dict[str, CuratedFolder]:
 
 
 def with_curated_sources(config: CptConfig, folders: Mapping[str, CuratedFolder]) -> tuple[CptConfig, dict[str, str]]:
-    """`config` with curated documents in the place of raw ones, and source -> fingerprint of what was curated."""
+    """`config` with curated documents in the place of raw ones, and source -> fingerprint of what was curated.
+
+    Raises UserError for sources of which nothing is left.
+    """
+    problems = [
+        f"source '{name}': curation leaves nothing to train on ({done.drops}); see launch/prepare.py what=report, and "
+        f"data.sources.{name}.curation"
+        for name, done in folders.items()
+        if not done.parts
+    ]
+    if problems:
+        raise UserError(problems)
     sources = {
         name: _curated(source, folders[name]) if name in folders else source
         for name, source in config.data.sources.items()

@@ -42,6 +42,9 @@ def tables(record: dict[str, Any]) -> list[PlanTable]:
 def _sources(record: dict[str, Any]) -> PlanTable:
     rows = []
     for name, source in record["sources"].items():
+        if not source["steps"]:
+            rows.append([name, source["role"], "0", "0", *["–"] * 6])
+            continue
         first, last = source["steps"][0], source["steps"][-1]
         done = record["prepared"][name]
         rows.append(
@@ -166,6 +169,8 @@ def figures(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(title, svg) of each figure."""
     with matplotlib.rc_context(STYLE):
         for number, (name, source) in enumerate(record["sources"].items()):
+            if not source["steps"]:
+                continue
             yield f"{name}: tokens left after each step", svg(_left(source), f"left-{number}")
             if source["scores"]:
                 yield f"{name}: scores (line: threshold)", svg(_histograms(source["scores"]), f"scores-{number}")

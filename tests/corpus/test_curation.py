@@ -219,7 +219,7 @@ def test_repeated_paragraphs_are_cut_from_all_but_the_first_document(tmp_path):
     config.data.curation.paragraph_duplicates.enabled = True
     config.data.curation.paragraph_duplicates.min_bytes = 20
     with pytest.raises(UserError, match="source 'news': curation leaves nothing"):
-        curate(config)
+        with_curated_sources(config, curate(config))
     assert [row["text"] for row in curated_rows(tmp_path, "law")] == [f"{LAW[0]}\n\n{shared}", LAW[1]]
     assert dropped_rows(tmp_path, "news")[0]["reason"] == "duplicate_paragraphs"
 

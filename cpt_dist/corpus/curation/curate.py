@@ -30,8 +30,9 @@ from cpt_dist.corpus.curation.job import (
 )
 from cpt_dist.corpus.curation.stages import stages_of
 from cpt_dist.corpus.curation.step_lists import VERSION, resolved_steps, shard_scores
-from cpt_dist.corpus.inputs import InputFile, InputState, find_inputs, input_state
+from cpt_dist.corpus.inputs import CURATED_FORMATS, InputFile, InputState, find_inputs, input_state
 from cpt_dist.corpus.read import AnyOf
+from cpt_dist.corpus.remote_inputs import find_remote, is_remote
 from cpt_dist.corpus.slices import plan_blocks
 from cpt_dist.curation_pipeline_config import DecontaminationConfig
 from cpt_dist.errors import UserError
@@ -40,6 +41,8 @@ from cpt_dist.work_folder import difference, locked
 
 FORMAT = "cpt_dist-curated/1"
 MANIFEST, PLAN, TIMES, DUPLICATES = "manifest.json", "curation.json", "times.json", "duplicates.json"
+SUITES = "suites"
+"""Folder of evaluation items that come from suites."""
 Progress = Callable[[str, int, int, str], None]
 """Called with a stage's name, its units that are done, all of them, and how fast it goes."""
 
@@ -57,6 +60,15 @@ class CuratedFolder:
         return [str(self.folder / part["file"]) for part in self.manifest["parts"]]
 
     @property
+    def drops(self) -> str:
+        """Reasons for drops and their documents, in a line."""
+        counts: dict[str, int] = {}
+        for step in self.manifest["steps"].values():
+            for reason, number in step["dropped"].items():
+                counts[reason] = counts.get(reason, 0) + number
+        return ", ".join(f"{reason} {number}" for reason, number in sorted(counts.items())) or "no record"
+
+    @property
     def shard_scores(self) -> list[str]:
         """The scores that become columns of shards: those of raw fields, and those that the steps' settings name."""
         return sorted({*self.manifest["settings"]["score_fields"], *self.manifest["shard_scores"]})
@@ -66,7 +78,7 @@ def curate(config: CptConfig, progress: Progress = lambda stage, done, units, ra
     """Curate each source with `curation`, all of them together; source -> its folder, empty where none asks for it.
 
     Raises UserError for raw files that are missing or damaged, a folder made with other settings or inputs or held by
-    another process, tasks that failed, and a source of which nothing is left.
+    another process, and for tasks that failed.
     """
     chosen = {name: source for name, source in config.data.sources.items() if source.curation is not None}
     if not chosen:
@@ -81,34 +93,17 @@ def curate(config: CptConfig, progress: Progress = lambda stage, done, units, ra
             for stage in stages_of(job):
                 run_stage(job, stage, lambda done, units, rate, name=stage.name: progress(name, done, units, rate))
             _complete(job, plan)
-    folders = {name: CuratedFolder(folder / name, _read_json(folder / name / MANIFEST)) for name in chosen}
-    problems = [
-        f"source '{name}': curation leaves nothing to train on ({_reasons(done.manifest)}); "
-        f"see {done.folder}/dropped-*.parquet and data.sources.{name}.curation"
-        for name, done in folders.items()
-        if not done.parts
-    ]
-    if problems:
-        raise UserError(problems)
-    return folders
+    return {name: CuratedFolder(folder / name, _read_json(folder / name / MANIFEST)) for name in chosen}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _reasons(manifest: dict[str, Any]) -> str:
-    counts: dict[str, int] = {}
-    for step in manifest["steps"].values():
-        for reason, number in step["dropped"].items():
-            counts[reason] = counts.get(reason, 0) + number
-    return ", ".join(f"{reason} {number}" for reason, number in sorted(counts.items())) or "no record"
-
-
 def _plan(config: CptConfig, chosen: dict[str, SourceConfig], folder: Path) -> tuple[Job, dict[str, Any]]:
     """The job, and what its folder says of it; UserError where the folder says otherwise."""
     data, pipeline = config.data, config.data.curation
-    inputs = _inputs(chosen, pipeline.decontamination)
+    inputs = _inputs(chosen, pipeline.decontamination, data.storage_options)
     times = _read_json(folder / TIMES) if (folder / TIMES).is_file() else {}
     states = {name: [input_state(item, _known(times, item)) for item in items] for name, items in inputs.items()}
     steps = {name: resolved_steps(source.curation or {}, name) for name, source in chosen.items()}
@@ -132,7 +127,9 @@ def _plan(config: CptConfig, chosen: dict[str, SourceConfig], folder: Path) -> t
         "near_duplicates": asdict(pipeline.near_duplicates),
         "paragraph_duplicates": asdict(pipeline.paragraph_duplicates),
         "decontamination": {
-            key: value for key, value in asdict(pipeline.decontamination).items() if key not in ("files", "held_out")
+            key: value
+            for key, value in asdict(pipeline.decontamination).items()
+            if key not in ("files", "held_out", "suites")
         },
         "inputs": {
             name: {state.file: {"bytes": state.bytes, "xxh3": state.checksum} for state in found}
@@ -169,12 +166,16 @@ def _plan(config: CptConfig, chosen: dict[str, SourceConfig], folder: Path) -> t
             invalid_utf8=data.invalid_utf8,
             held_out_fraction=data.held_out_fraction,
             fingerprint=fingerprint(plan),
+            storage_options=data.storage_options,
+            fetch_retries=data.fetch_retries,
         ),
         plan,
     )
 
 
-def _inputs(chosen: dict[str, SourceConfig], evaluation: DecontaminationConfig) -> dict[str, list[InputFile]]:
+def _inputs(
+    chosen: dict[str, SourceConfig], evaluation: DecontaminationConfig, options: dict[str, Any]
+) -> dict[str, list[InputFile]]:
     found: dict[str, list[InputFile]] = {}
     problems: list[str] = []
     wanted = {name: (source.raw, f"data.sources.{name}.raw") for name, source in chosen.items()}
@@ -184,7 +185,10 @@ def _inputs(chosen: dict[str, SourceConfig], evaluation: DecontaminationConfig) 
         wanted[HELD_OUT] = (evaluation.held_out, "data.curation.decontamination.held_out")
     for name, (patterns, key) in wanted.items():
         try:
-            found[name], _ = find_inputs(patterns, key)
+            local = [pattern for pattern in patterns if not is_remote(pattern)]
+            remote = [item for pattern in patterns if is_remote(pattern) for item in find_remote(pattern, key, options)]
+            files = find_inputs(local, key, CURATED_FORMATS)[0] if local or not remote else []
+            found[name] = [*files, *sorted(remote, key=lambda item: str(item.url))]
         except UserError as error:
             problems.extend(error.problems)
     if problems:
@@ -193,7 +197,7 @@ def _inputs(chosen: dict[str, SourceConfig], evaluation: DecontaminationConfig) 
 
 
 def _known(times: dict[str, Any], item: InputFile) -> InputState | None:
-    recorded = times.get(str(item.path))
+    recorded = times.get(item.url or str(item.path))
     return InputState(**recorded) if recorded else None
 
 
@@ -206,7 +210,7 @@ def _refuse_other(folder: Path, plan: dict[str, Any]) -> None:
                 "data.curation.folder or remove the folder"
             )
         return
-    strangers = sorted(path.name for path in folder.iterdir() if path.name != TIMES)
+    strangers = sorted(path.name for path in folder.iterdir() if path.name not in (TIMES, SUITES))
     if strangers:
         raise UserError(
             f"curation: '{folder}' holds files that launch/prepare.py didn't write ({strangers[0]}); choose another "

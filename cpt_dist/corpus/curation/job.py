@@ -76,6 +76,9 @@ class Job:
     held_out_fraction: float
     fingerprint: str
     """Of everything that the result depends on."""
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the file systems of raw files behind URLs."""
+    fetch_retries: int = 0
 
     @cached_property
     def units(self) -> list[Unit]:

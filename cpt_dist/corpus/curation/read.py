@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from cpt_dist.corpus.curation.tables import (
     dropped_row,
 )
 from cpt_dist.corpus.read import LINES_END, Record
-from cpt_dist.corpus.slices import read_slice
+from cpt_dist.corpus.remote_inputs import fetched
+from cpt_dist.corpus.slices import Slice, read_slice
 from cpt_dist.corpus.step import CuratedDocument, Origin
 from cpt_dist.files import atomic_write, file_checksum
 
@@ -46,7 +48,7 @@ def read_unit(job: Job, unit: Unit) -> None:
         dropped_rows = files.enter_context(TableWriter(dropped, DROPPED))
         sample = files.enter_context(TableWriter(file_of(stem, SAMPLE_FILE), DOCUMENTS))
         for part in source.blocks[unit.block].slices:
-            for record in read_slice(part, source.text_field, job.invalid_utf8, source.fields):
+            for record in _records(job, source, part):
                 if record.problem == LINES_END:
                     lines += record.index
                     continue
@@ -73,6 +75,18 @@ def read_unit(job: Job, unit: Unit) -> None:
             "xxh3": file_checksum(documents),
         },
     )
+
+
+def _records(job: Job, source: CuratedSource, part: Slice) -> Iterator[Record]:
+    """The records of a slice; a file behind a URL is fetched for as long as it's read."""
+    if part.item.url is None:
+        yield from read_slice(part, source.text_field, job.invalid_utf8, source.fields)
+        return
+    folder = job.folder / "work" / "fetched"
+    with fetched(part.item, folder, job.storage_options, job.fetch_retries) as path:
+        local = replace(part, item=replace(part.item, path=path))
+        for record in read_slice(local, source.text_field, job.invalid_utf8, source.fields):
+            yield replace(record, file=part.item.url)
 
 
 def _results(
