@@ -58,16 +58,16 @@ def curation_config(root, sources=SOURCES, tasks=1, held_out=0.0, **curation):
     return config
 
 
-def rows(files):
+def rows_of(files):
     return [row for path in sorted(files) for row in parquet.read_table(path).to_pylist()]
 
 
 def curated_rows(folder, source):
-    return rows((folder / "curated" / source).glob("part-*.parquet"))
+    return rows_of((folder / "curated" / source).glob("part-*.parquet"))
 
 
 def dropped_rows(folder, source):
-    return rows((folder / "curated" / source).glob("dropped-*.parquet"))
+    return rows_of((folder / "curated" / source).glob("dropped-*.parquet"))
 
 
 def files_below(folder):
@@ -203,6 +203,21 @@ def test_shards_of_a_curated_source_lead_back_to_the_raw_text(tmp_path):
     counts = done["law"].manifest["counts"]
     assert counts["read"] == len(curated_rows(tmp_path, "law"))
     assert done["law"].manifest["pipeline"]["curation"] == fingerprints["law"]
+
+
+def test_chunks_join_to_their_document_and_lie_on_one_side_of_the_split(tmp_path):
+    config = curation_config(tmp_path, {"law": LAW, "news": NEWS}, held_out=0.5)
+    config.data.sources["law"].curation = {"chunking": {"max_characters": 300}, "quality": {"enabled": False}}
+    folders = curate(config)
+    rows = curated_rows(tmp_path, "law")
+    assert folders["law"].manifest["steps"]["chunking"]["pieces"] == len(rows) > 2 * len(LAW)
+    for record, text in enumerate(LAW):
+        pieces = [row for row in rows if row["record"] == record]
+        assert "".join(piece["text"] for piece in pieces) == normalise(text)
+        assert {piece["parent"] for piece in pieces} == {document_id(normalise(text)).hex()}
+    shards = next(one for one in prepare(*with_curated_sources(config, folders)) if one.folder.name == "law")
+    trained = {row["record"] for row in rows_of(shards.folder.glob("provenance-*.parquet"))}
+    assert trained == {n for n, text in enumerate(LAW) if not is_held_out(document_id(normalise(text)), 0.5)}
 
 
 def test_a_source_that_was_not_asked_to_be_curated_is_prepared_as_before(tmp_path):
