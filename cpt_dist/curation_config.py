@@ -43,6 +43,9 @@ class RepairConfig:
     mojibake: bool = True
     """Repair text that was decoded with the wrong encoding (ftfy), in lines that aren't ASCII and look so. Quotes,
     ligatures, widths, HTML and line ends are left alone."""
+    unicode: bool = True
+    """Bring text into Unicode NFC without control characters (docs/prepare.md). false: only line ends become LF, as for
+    code, where the characters of a string are part of the program."""
 
 
 @dataclass

@@ -63,7 +63,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         },
     },
     "code": {
-        "repair": {"mojibake": False},
+        "repair": {"mojibake": False, "unicode": False},
         "language": {"detector": "none"},
         "quality": {"content": "code", "perplexity": {"enabled": True}},
         # A placeholder in a string or a licence header changes the program, so hits are only counted.

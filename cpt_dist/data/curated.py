@@ -17,7 +17,7 @@ from cpt_dist.config import CptConfig, SourceConfig
 from cpt_dist.corpus.curation.curate import CuratedFolder, curate
 from cpt_dist.corpus.curation.tables import LABEL, SCORE
 from cpt_dist.corpus.inputs import InputFile
-from cpt_dist.corpus.normalise import document_id, is_held_out, normalise
+from cpt_dist.corpus.normalise import document_id, is_held_out
 from cpt_dist.corpus.read import read_records
 from cpt_dist.data.documents import DUPLICATE, EMPTY, TOO_SHORT, Fate, Rules
 from cpt_dist.data.shard_writer import Document
@@ -83,7 +83,7 @@ def curated_fates(
         for record in read_records(inputs[index], "text", rules.invalid_utf8, first, [*_ORIGIN, *others]):
             assert record.text is not None, record
             document, reason = None, None
-            text = normalise(record.text)
+            text = record.text  # to normalise it again would change code, and pieces of documents at their ends
             num_bytes = len(text.encode("utf-8"))
             doc_id = document_id(text)
             origin = record.values

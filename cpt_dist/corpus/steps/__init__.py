@@ -35,7 +35,7 @@ from cpt_dist.curation_config import ANNOTATE, DROP, KEEP, NO_DETECTOR, OFF, Ste
 def steps_before_dedup(settings: StepsConfig) -> list[Step]:
     """Repair, normalise and identify: after them a document has the id that exact dedup compares."""
     repair: list[Step] = [Repair()] if settings.repair.mojibake else []
-    return [*repair, Normalise(), Identify()]
+    return [*repair, Normalise(settings.repair.unicode), Identify()]
 
 
 def model_scores(settings: StepsConfig, perplexity: Path | None, relevance: Path | None) -> list[ModelScore]:

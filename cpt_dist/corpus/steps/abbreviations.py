@@ -60,9 +60,12 @@ class Abbreviations:
                 first.setdefault(match.group(), match.end())
         if len(first) < _MIN_DIFFERENT:
             return document
-        parts, end = [], 0
+        parts, end, added = list[str](), 0, 0
         for form, place in first.items():
-            parts += [text[end:place], f" ({MEANINGS[form]})"]
-            end = place
-        counts = with_counts(document, {"abbreviations_annotated": len(first)})
+            meaning = f" ({MEANINGS[form]})"
+            if not text.startswith(meaning, place):
+                parts += [text[end:place], meaning]
+                end = place
+                added += 1
+        counts = with_counts(document, {"abbreviations_annotated": added})
         return replace(document, text="".join([*parts, text[end:]]), counts=counts)

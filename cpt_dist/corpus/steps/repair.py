@@ -76,13 +76,16 @@ class Repair:
 
 @dataclass(frozen=True)
 class Normalise:
-    """The canonical form of `normalise.py`; a text of white space alone is dropped as empty."""
+    """The canonical form of `normalise.py`, or of line ends alone; a text of white space alone is dropped as empty."""
 
+    unicode: bool = True
+    """Whether other characters than line ends have a canonical form too; those of a program don't."""
     name: str = "normalise"
 
     def __call__(self, document: CuratedDocument) -> CuratedDocument | Dropped:
         """The document in canonical form; count normalised where that changed it."""
-        text = normalise(document.text)
+        given = document.text
+        text = normalise(given) if self.unicode else given.replace("\r\n", "\n").replace("\r", "\n")
         if not text.strip():
             return Dropped(EMPTY, f"{len(document.text)} characters, none that shows")
         if text == document.text:

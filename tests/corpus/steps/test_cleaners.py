@@ -10,8 +10,11 @@ from cpt_dist.corpus.steps import pii_names as names_module
 from cpt_dist.corpus.steps import steps_after_near_dedup, steps_of_chunking
 from cpt_dist.corpus.steps.abbreviations import Abbreviations
 from cpt_dist.corpus.steps.citations import REPORTERS, Citations, find_citations
+from cpt_dist.corpus.steps.code import CodeCleaning
 from cpt_dist.corpus.steps.pages import PageFurniture
+from cpt_dist.corpus.steps.pii import Pii
 from cpt_dist.corpus.steps.pii_names import PersonNames
+from cpt_dist.corpus.steps.repair import Normalise, Repair
 from cpt_dist.curation_config import PiiConfig
 from cpt_dist.curation_profiles import resolve_steps
 from cpt_dist.errors import UserError
@@ -102,6 +105,31 @@ def test_annotated_abbreviations_keep_what_was_written(document):
     assert Abbreviations()(after_number).text == "Set in 12 pt with hx (history) and dx (diagnosis)."
     lone = document("A pt is a point: 12 pt font. " + MEDICAL)
     assert Abbreviations()(lone) is lone
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Repair(),
+        Normalise(),
+        Pii(PiiConfig()),
+        Citations(),
+        PageFurniture(),
+        Abbreviations(),
+        CodeCleaning(False, "strip"),
+        CodeCleaning(False, "spdx"),
+    ],
+    ids=repr,
+)
+def test_what_is_clean_stays_as_it_is(document, step):
+    pages = "".join("A line of the text.\n" * 9 + f"Page {number}\n" for number in range(1, 5))
+    texts = [
+        "cafÃ© in ZÃ¼rich,\r\n410 U. S. 113 (1973), pt with hx of HTN; mail a@gmx.de or call (212) 555-0187.\n" + pages,
+        "# Copyright A. Person\n# Licensed under the Apache License, Version 2.0\n\n# Copyright B\nx = 1\n",
+    ]
+    for text in texts:
+        once = step(document(text, labels={"content": "code" if text.startswith("#") else "prose"}))
+        assert step(once).text == once.text
 
 
 @pytest.fixture

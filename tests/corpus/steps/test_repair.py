@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cpt_dist.corpus.normalise import document_id
-from cpt_dist.corpus.step import Dropped
+from cpt_dist.corpus.step import CuratedDocument, Dropped, Origin
 from cpt_dist.corpus.steps import steps_before_dedup
 from cpt_dist.corpus.steps.repair import Identify, Normalise, Repair
 from cpt_dist.curation_profiles import resolve_steps
@@ -47,6 +47,15 @@ def test_newlines_and_indentation_stay(document, code):
     assert Normalise()(document(code)).text == code
     table = "a\tb\n1\t2\n\n\n  indented\n"
     assert Normalise()(document(table)).text == table
+
+
+def test_characters_of_a_program_stay():
+    text = "kelvin = '\u212a'\r\nomega = '\u2126\x1b[0m'\n\x0c\naccent = 'nai\u0308ve'\n"
+    given = CuratedDocument(b"", text, "stdlib", Origin("a.py", 0))
+    for step in steps_before_dedup(resolve_steps("code", {}, "x")):
+        given = step(given)
+    assert given.text == text.replace("\r\n", "\n")
+    assert given.id == document_id(given.text)
 
 
 def test_a_blank_document_is_dropped_as_empty(document):
