@@ -27,7 +27,7 @@ import cpt_dist
 from cpt_dist.corpus.curation.job import Job, file_of, is_done
 from cpt_dist.corpus.curation.stages import STAGES, Stage
 from cpt_dist.errors import UserError
-from cpt_dist.files import write_json
+from cpt_dist.files import atomic_write, write_json
 
 os.environ.setdefault("LOGURU_LEVEL", "ERROR")  # read by loguru when it is imported, here and in every task
 try:
@@ -39,6 +39,9 @@ except ImportError as missing:
 
 
 _PR_SET_PDEATHSIG = 1
+_LEAST_PAUSE_SECONDS = 1.0
+_JOB = "job_id"
+"""File with the number of a stage's array job."""
 _PROBLEMS = "problems.json"
 """Ending of the file with a unit's problems that are a user's to mend."""
 
@@ -142,8 +145,11 @@ def _watched(job: Job, stage: Stage, total: int, progress: Any) -> Iterator[None
     began, before = time.monotonic(), total - len(stage.left(job))
 
     def watch() -> None:
-        while not over.wait(1.0):
+        pause = _LEAST_PAUSE_SECONDS
+        while not over.wait(pause):
+            asked = time.monotonic()
             done = total - len(stage.left(job))
+            pause = max(_LEAST_PAUSE_SECONDS, 20 * (time.monotonic() - asked))  # many units take long to look at
             rate = stage.bytes_of_unit(job) * (done - before) / (time.monotonic() - began) / 1e6
             progress(done, total, f"{rate:.1f} MB/s" if rate else "")
 
@@ -178,6 +184,10 @@ def _local(job: Job, stage: Stage, tasks: int, logs: Path) -> None:
 
 def _slurm(job: Job, stage: Stage, tasks: int, logs: Path) -> None:
     settings = job.pipeline.slurm
+    if (logs / _JOB).is_file():  # of a prepare that was ended while its tasks went on
+        _wait_for((logs / _JOB).read_text(encoding="utf-8"), settings.poll_seconds)
+        if not stage.left(job):
+            return
     programs, package = Path(sys.executable).parent, Path(cpt_dist.__file__).parents[1]
     own = f"export PATH={shlex.quote(str(programs))}:$PATH PYTHONPATH={shlex.quote(str(package))}:$PYTHONPATH"
     executor = _Array(
@@ -196,6 +206,8 @@ def _slurm(job: Job, stage: Stage, tasks: int, logs: Path) -> None:
         skip_completed=False,
     )
     executor.run()
+    with atomic_write(logs / _JOB, "w") as handle:
+        handle.write(str(executor.job_id))
     _wait_for(str(executor.job_id), settings.poll_seconds)
 
 
