@@ -220,6 +220,17 @@ def test_chunks_join_to_their_document_and_lie_on_one_side_of_the_split(tmp_path
     assert trained == {n for n, text in enumerate(LAW) if not is_held_out(document_id(normalise(text)), 0.5)}
 
 
+def test_documents_that_cleaning_made_equal_are_one_in_the_shards(tmp_path):
+    texts = [f"{LAW[0]}\n\nWrite to {name}@example-law.org about it." for name in ("anna", "bert")]
+    config = curation_config(tmp_path, {"law": texts, "news": NEWS})
+    config.data.curation.near_duplicates.enabled = False
+    config.data.sources["law"].curation = {"quality": {"enabled": False}, "pii": {"policy": "mask"}}
+    folders = curate(config)
+    assert [row["count.pii_email"] for row in curated_rows(tmp_path, "law")] == [1, 1]
+    law = next(one for one in prepare(*with_curated_sources(config, folders)) if one.folder.name == "law")
+    assert law.manifest["counts"]["dropped"] == {"duplicate": 1}
+
+
 def test_a_source_that_was_not_asked_to_be_curated_is_prepared_as_before(tmp_path):
     config = curation_config(tmp_path)
     config.data.sources["news"].curation = None
