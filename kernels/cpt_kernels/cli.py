@@ -28,7 +28,9 @@ def main(arguments: Sequence[str]) -> int:
     commands.add_parser("table", help="every operation: backends, which can run here and why not the others")
     check = commands.add_parser("check", help="numbers, races and bounds in Triton's interpreter, without a GPU")
     check.add_argument("--operation", choices=OPERATIONS, help="only this one")
-    check.add_argument("--fast", action="store_true", help="without the large cases")
+    size = check.add_mutually_exclusive_group()
+    size.add_argument("--fast", dest="large", action="store_false", default=None, help="without the large cases")
+    size.add_argument("--large", action="store_true", default=None, help="only the large cases")
     check.add_argument("--json", type=Path, help="also write every finding to this file")
     compile_ = commands.add_parser("compile", help="ahead of time, without a GPU: registers, spills, shared memory")
     compile_.add_argument("--target", action="append", choices=TARGETS, help="only this one; may be repeated")
@@ -54,7 +56,7 @@ def _check(given: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     with np.errstate(all="ignore"):
-        findings = list(check(given.operation, not given.fast))
+        findings = list(check(given.operation, given.large))
     if given.json:
         given.json.write_text(json.dumps([asdict(one) | {"good": one.good} for one in findings], indent=1))
     bad = [one for one in findings if not one.good]

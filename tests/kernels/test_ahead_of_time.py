@@ -62,6 +62,12 @@ def test_tuning_without_a_gpu_says_so(interpreted):
     assert "there is no GPU here" in done.stderr
 
 
+def test_the_benchmark_of_kernels_without_a_gpu_says_so(interpreted):
+    done = interpreted("benchmarks.gpu_kernels", mode=None)
+    assert done.returncode == 2
+    assert "not yet run" in done.stderr
+
+
 @pytest.mark.e2e
 def test_every_kernel_compiles_for_every_target(interpreted):
     done = interpreted("cpt_kernels", "compile", mode=None)

@@ -41,5 +41,5 @@ def test_a_broken_kernel_is_seen(seen, name):
 
 @pytest.mark.e2e
 def test_the_large_cases_hold_too(interpreted):
-    done = interpreted("cpt_kernels", "check")
+    done = interpreted("cpt_kernels", "check", "--large")
     assert done.returncode == 0, done.stdout + done.stderr

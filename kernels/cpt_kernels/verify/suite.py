@@ -15,12 +15,12 @@ CASES: list[Case] = [*cases_layers.CASES, *cases_losses.CASES, *cases_attention.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def cases_of(operation: str | None = None, large: bool = True) -> list[Case]:
-    """The cases of an operation or of all, without the large ones if those are not wanted."""
-    return [case for case in CASES if operation in (None, case.operation) and (large or not case.large)]
+def cases_of(operation: str | None = None, large: bool | None = None) -> list[Case]:
+    """The cases of an operation or of all; only those that are large, or are not, unless `large` is None."""
+    return [case for case in CASES if operation in (None, case.operation) and large in (None, case.large)]
 
 
-def check(operation: str | None = None, large: bool = True) -> Iterator[Finding]:
+def check(operation: str | None = None, large: bool | None = None) -> Iterator[Finding]:
     """Everything that Triton's interpreter can show of an operation's kernels, or of all.
 
     An operation that reaches outside its tensors is not run any further, since that would damage this process.
@@ -37,7 +37,7 @@ def check(operation: str | None = None, large: bool = True) -> Iterator[Finding]
             if any(one.what == OUT_OF_BOUNDS and not one.good for one in findings):
                 unsafe.add(case.operation)
             yield from findings
-    if operation in (None, "document_attention") and "document_attention" not in unsafe:
+    if operation in (None, "document_attention") and not large and "document_attention" not in unsafe:
         yield from cases_attention.check_documents()
 
 
