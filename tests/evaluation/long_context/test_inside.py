@@ -8,7 +8,7 @@ import pytest
 from cpt_dist.config import CptConfig
 from cpt_dist.errors import UserError
 from cpt_dist.evaluation.documents import DocumentEncoder
-from cpt_dist.evaluation.long_context import inside
+from cpt_dist.evaluation.long_context import inside, texts
 from cpt_dist.evaluation.long_context.answering import CachedAnswerer, chosen_score
 from cpt_dist.evaluation.long_context.inside import Ranks
 from cpt_dist.evaluation.scorers import plain_scorer
@@ -72,10 +72,13 @@ def test_buckets_may_overlap_and_are_sums_over_their_positions_on_any_number_of_
         assert (nll.tolist(), tokens.tolist()) == (alone[name][1].tolist(), alone[name][2].tolist())
 
 
-def test_items_of_a_gate_are_the_same_whatever_else_is_asked_for(config):
+def test_items_of_a_gate_are_the_same_whatever_else_is_asked_for(config, monkeypatch):
+    monkeypatch.setattr(texts, "LEAST_HAYSTACK_BYTES", 0)
+    monkeypatch.setattr(texts, "HAYSTACK_BYTES_PER_TOKEN", 1)
+    config.evaluation.long_context.items = 1
     encoder = DocumentEncoder(config.data.tokenizer)
     together = inside.read_documents(config, encoder, BUCKETS)
-    prompts = inside.make_prompts(config, encoder, [("niah_single_2", 400), ("niah_single_2", 60000)])
+    prompts = inside.make_prompts(config, encoder, [("niah_single_2", 400), ("niah_single_2", 6000)])
     for pair in BUCKETS:
         alone = inside.read_documents(config, encoder, [pair])
         assert [alone.ids[place] for place in alone.documents[pair]] == [
