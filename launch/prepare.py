@@ -1,5 +1,7 @@
 """Raw text to token shards: python launch/prepare.py model.path=… data=… (docs/prepare.md, docs/curation.md)."""
 
+import sys
+
 from cpt_dist.cli import run
 from cpt_dist.config import CptConfig
 
@@ -28,7 +30,18 @@ def main(config: CptConfig) -> None:
         report(config, folders)
 
 
+def with_raw(words: list[str]) -> list[str]:
+    """The words of a command line with raw=FILES as the raw files of the source that data=NAME is called after."""
+    name = next((word.removeprefix("data=") for word in words if word.startswith("data=")), None)
+    given = [word.removeprefix("raw=") for word in words if word.startswith("raw=")]
+    if name is None or not given:
+        return words
+    files = given[-1] if given[-1].startswith("[") else f"[{given[-1]}]"
+    return [f"data.sources.{name}.raw={files}" if word == f"raw={given[-1]}" else word for word in words]
+
+
 if __name__ == "__main__":
+    sys.argv[1:] = with_raw(sys.argv[1:])
     run(
         main,
         needs=("data.sources", "data.shards", "data.tokenizer"),
