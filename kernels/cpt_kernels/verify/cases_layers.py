@@ -181,7 +181,6 @@ CASES = [
     norm_case(4, 576, residual=True),
     norm_case(6, 33, residual=True, layout="strided"),
     norm_case(2, 24, residual=True, layout="far rows"),
-    norm_case(300, 16, residual=True, large=True),
     norm_case(2, 4097, residual=True, large=True),
     gate_case(1, 1),
     gate_case(3, 7),
@@ -196,5 +195,5 @@ CASES = [
     rope_case((4, 2), 3, 10, 3, offset=1000),
     rope_case((5, 5), 4, 16, 8, layout="strided", packed=True),
     rope_case((4, 2), 4, 16, 8, overwrite=True),
-    rope_case((9, 3), 100, 64, 32, packed=True, offset=131072, large=True),
+    rope_case((9, 3), 20, 64, 32, packed=True, offset=131072, large=True),
 ]
