@@ -47,10 +47,11 @@ class ImportCheckpointConfig:
 class EvaluateConfig:
     what: str = "held_out"
     """What launch/evaluate.py measures: held_out (bits per byte of every source, and `suites` where it names any),
-    checkpoints (the same of a run's checkpoints), suites alone, or long_context. There also as plain what=…, like
-    base=FOLDER, adapted=FOLDER (or model=FOLDER), out=FOLDER, suites=[…] and checkpoints=bisect."""
-    checkpoints: str = "all"
-    """what=checkpoints: all of them, or bisect: those that finding the first regressed one needs (docs/verdict.md)."""
+    suites alone, or long_context. There also as plain what=…, like base=FOLDER, adapted=FOLDER (or model=FOLDER),
+    out=FOLDER, suites=[…] and checkpoints=all."""
+    checkpoints: str | None = None
+    """Measure the held-out text of the run's checkpoints instead of the adapted model (docs/verdict.md): all of them,
+    or bisect: those that finding the first regressed one needs."""
     base: str = "${model.path}"
     """Model before adaptation."""
     adapted: str = "${consolidate.out}"

@@ -44,7 +44,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 ROLES = ("domain", "replay")
 CAP_POLICIES = ("error", "spill", "renormalise")
 PLANS = ("all", "data", "schedule", "rope")
-EVALUATIONS = ("held_out", "checkpoints", "suites", "long_context")
+EVALUATIONS = ("held_out", "suites", "long_context")
 CHECKPOINTS = (ALL, BISECT)
 LEAST_SPIKE_THRESHOLD = 4.0
 CHECKPOINT_COMMANDS = ("list", "verify", "prune", "show", "name", "unname")
@@ -218,7 +218,13 @@ def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]
     one_of(problems, "import_checkpoint.dtype", config.import_checkpoint.dtype, ("fp32", "bf16"))
     one_of(problems, "plan.what", config.plan.what, PLANS)
     one_of(problems, "evaluate.what", config.evaluate.what, EVALUATIONS)
-    one_of(problems, "evaluate.checkpoints", config.evaluate.checkpoints, CHECKPOINTS)
+    if config.evaluate.checkpoints is not None:
+        one_of(problems, "evaluate.checkpoints", config.evaluate.checkpoints, CHECKPOINTS)
+        if config.evaluate.what != "held_out":
+            problems.append(
+                f"evaluate.checkpoints: only their held-out text is measured, but what is '{config.evaluate.what}'; "
+                "leave one of the two out"
+            )
     problems.extend(f"evaluation.long_context.{one}" for one in long_context_problems(config.evaluation.long_context))
     for name, source in config.data.sources.items():
         one_of(problems, f"data.sources.{name}.role", source.role, ROLES)

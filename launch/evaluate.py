@@ -1,4 +1,4 @@
-"""Compare base and adapted model: python launch/evaluate.py run_dir=runs/demo [what=checkpoints|long_context|suites]"""
+"""Compare base and adapted model: python launch/evaluate.py run_dir=runs/demo [checkpoints=all|what=suites|…]"""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def main(config: CptConfig) -> None:
     """Print what was measured, and write it as JSON, Markdown and one HTML page."""
     if config.evaluate.what == "long_context":
         _long_context(config)
-    elif config.evaluate.what == "checkpoints":
+    elif config.evaluate.checkpoints is not None:
         _checkpoints(config)
     else:
         _held_out_and_suites(config)

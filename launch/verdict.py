@@ -28,11 +28,13 @@ def main(config: CptConfig) -> None:
     from cpt_dist.evaluation.run_log import RunLog
     from cpt_dist.evaluation.verdict import judge
     from cpt_dist.evaluation.verdict_report import print_verdict, write_verdict
+    from cpt_dist.evaluation.verdict_trajectory import trajectory_part
 
     console = output_console()
     with console.status("judging") as status:
         judgement = judge(config, status.update)
-    record = write_verdict(judgement, config.verdict.out, RunLog.read(Path(config.run_dir) / "metrics.jsonl"))
+    log = RunLog.read(Path(config.run_dir) / "metrics.jsonl")
+    record = write_verdict(judgement, config.verdict.out, log, trajectory_part(config, judgement, log))
     print_verdict(record, console)
     console.print(f"report: {Path(config.verdict.out) / 'verdict.html'} (and .md, .json)", soft_wrap=True)
 

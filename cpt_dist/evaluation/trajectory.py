@@ -30,6 +30,7 @@ from cpt_dist.evaluation.evaluate import (
 )
 from cpt_dist.evaluation.scorers import packed_scorer
 from cpt_dist.evaluation.verdict import Point, claims_of, point
+from cpt_dist.model.folder import model_fingerprint
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Trajectory:
     """The checkpoints that were measured, in the order of their steps."""
 
     how: str
+    run_dir: str
+    base_files: str
+    """Fingerprint of the base model's files."""
     settings: Settings
     steps: list[int]
     """Of all whole checkpoints."""
@@ -61,11 +65,11 @@ class Trajectory:
 
 
 def follow(config: CptConfig, report: Callable[[str], None] = lambda line: None) -> Trajectory:
-    """Measure the checkpoints of `config.run_dir` that `config.evaluate.checkpoints` names.
+    """Measure the checkpoints of `config.run_dir` that `config.evaluate.checkpoints` names (by default all).
 
     Raises UserError where there is no checkpoint or a damaged one, or no held-out text.
     """
-    how = config.evaluate.checkpoints
+    how = config.evaluate.checkpoints or ALL
     store = checkpoint_store(config)
     steps = store.steps()
     if not steps:
@@ -83,7 +87,7 @@ def follow(config: CptConfig, report: Callable[[str], None] = lambda line: None)
         return measured(step, sets, base, scores, config, settings)
 
     visits, first = all_of(steps, visit) if how == ALL else bisected(steps, visit)
-    return Trajectory(how, settings, steps, visits, first)
+    return Trajectory(how, config.run_dir, model_fingerprint(config.model.path), settings, steps, visits, first)
 
 
 def measured(

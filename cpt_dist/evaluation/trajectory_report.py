@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cpt_dist.evaluation.report import render
 from cpt_dist.evaluation.trajectory import Trajectory, Visit
 from cpt_dist.report_files import write_report_files
 
-FORMAT = "cpt_dist.trajectory/1"
+FORMAT = "cpt_dist.trajectory/2"
 
 
 def build_record(found: Trajectory) -> dict[str, Any]:
@@ -26,7 +27,10 @@ def build_record(found: Trajectory) -> dict[str, Any]:
         "format": FORMAT,
         "sentence": _sentence(found),
         "how": found.how,
+        "run_dir": found.run_dir,
+        "base_files": found.base_files,
         "settings": asdict(found.settings),
+        "thresholds": {answer.claim.name: answer.claim.threshold for answer in found.visits[0].answers},
         "checkpoints": found.steps,
         "first_regressed": found.first_regressed,
         "visits": [_visit_record(visit) for visit in found.visits],
@@ -60,12 +64,17 @@ def _visit_record(visit: Visit) -> dict[str, Any]:
 def write_trajectory(found: Trajectory, folder: str | Path) -> dict[str, Any]:
     """Write the three files into `folder` (made if needed), each whole; return the record."""
     record = build_record(found)
-    whole = [visit for visit in record["visits"] if visit["gain"] and visit["forgetting"]]
-    points = [visit | {"name": f"step {visit['step']}"} for visit in whole]
+    points = points_of(record["visits"])
     figures = [("Gained and forgotten", Markup(plots.pareto(points)))] if points else []
     pages = (render(f"trajectory.{kind}", record, figures=figures) for kind in ("md", "html"))
     write_report_files(folder, "trajectory", record, *pages)
     return record
+
+
+def points_of(visits: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The visits that have a place in the picture of gain against forgetting, named for it."""
+    whole = [visit for visit in visits if visit["gain"] and visit["forgetting"]]
+    return [visit | {"name": f"step {visit['step']}"} for visit in whole]
 
 
 def print_trajectory(record: dict[str, Any], console: Console) -> None:

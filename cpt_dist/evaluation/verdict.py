@@ -17,7 +17,7 @@ from cpt_dist.config import CptConfig
 from cpt_dist.data.remote import shards_folder
 from cpt_dist.errors import UserError
 from cpt_dist.evaluation.bits_per_byte import DocumentScores, Score, nll_change
-from cpt_dist.evaluation.claims import CONTROL, GOAL, RETENTION, Claim, Verdict, answers, decide
+from cpt_dist.evaluation.claims import CONTROL, GOAL, RETENTION, Answer, Claim, Verdict, answers, decide
 from cpt_dist.evaluation.documents import DocumentEncoder
 from cpt_dist.evaluation.evaluate import (
     HeldOutSet,
@@ -33,6 +33,7 @@ from cpt_dist.evaluation.inputs import check_verdict_inputs
 from cpt_dist.evaluation.probe_claims import probe_claims
 from cpt_dist.evaluation.scorers import packed_scorer
 from cpt_dist.evaluation.statistics import Estimate
+from cpt_dist.evaluation.suites.run import Searched
 from cpt_dist.evaluation.verdict_suites import suite_claims
 from cpt_dist.verdict_config import VerdictConfig
 
@@ -49,6 +50,16 @@ class Point:
 
 
 @dataclass(frozen=True)
+class WithLeaked:
+    """What the verdict would rest on if items that occur in the training data counted."""
+
+    answers: list[Answer]
+    """To the claims of the verdict, in their order."""
+    searched: Searched | None
+    """None where the training data wasn't searched for the items."""
+
+
+@dataclass(frozen=True)
 class Judgement:
     """The verdict on an adapted model and what it rests on."""
 
@@ -58,6 +69,8 @@ class Judgement:
     settings: Settings
     verdict: Verdict
     points: list[Point]
+    with_leaked: WithLeaked | None = None
+    """None where no suite is claimed."""
 
 
 def judge(config: CptConfig, report: Callable[[str], None] = lambda line: None) -> Judgement:
@@ -87,12 +100,17 @@ def judge(config: CptConfig, report: Callable[[str], None] = lambda line: None) 
         load = _averaged(config, share)
         scores[f"average {share:g}"] = score_sets(f"average {share:g}", encoders["base"], load, sets, settings, report)
     claims = claims_of(sets, scores, config.verdict)
-    if config.suites.run:
-        claims += suite_claims(config, folders, report)
-    claims += probe_claims(config, folders)
-    verdict = decide(answers(claims, settings.confidence, settings.num_resamples, settings.seed))
+    probes = probe_claims(config, folders)
+    suites = suite_claims(config, folders, report) if config.suites.run else None
+
+    def answered(about_suites: list[Claim]) -> list[Answer]:
+        all_claims = [*claims, *about_suites, *probes]
+        return answers(all_claims, settings.confidence, settings.num_resamples, settings.seed)
+
+    verdict = decide(answered(suites.claims if suites else []))
+    with_leaked = WithLeaked(answered(suites.with_leaked), suites.searched) if suites else None
     points = [point(name, sets, scores["base"], found, settings) for name, found in scores.items()]
-    return Judgement(folders, same, settings, verdict, points)
+    return Judgement(folders, same, settings, verdict, points, with_leaked)
 
 
 def claims_of(

@@ -15,7 +15,10 @@ from cpt_dist.evaluation import plots
 from cpt_dist.evaluation.claims import CONTROL, DID_NOT_HELP, GOAL, HELPED, NOT_RUN, RETENTION, Answer
 from cpt_dist.evaluation.report import render
 from cpt_dist.evaluation.run_log import RunLog
+from cpt_dist.evaluation.suites.report import contamination_record
+from cpt_dist.evaluation.trajectory_report import points_of
 from cpt_dist.evaluation.verdict import Judgement
+from cpt_dist.evaluation.verdict_leaks import leak_notes, leaked_records, only_leaked
 from cpt_dist.report_files import write_report_files
 
 FORMAT = "cpt_dist.verdict/1"
@@ -23,19 +26,26 @@ _KINDS = {GOAL: "gains more than", RETENTION: "loses less than", CONTROL: "beats
 _STYLES = {"shown": "green", "refuted": "red", "undecided": "yellow", NOT_RUN: "yellow"}
 
 
-def build_record(judgement: Judgement, log: RunLog | None = None) -> dict[str, Any]:
-    """The content of verdict.json."""
+def build_record(
+    judgement: Judgement, log: RunLog | None = None, trajectory: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The content of verdict.json; `trajectory` is made by `verdict_trajectory.trajectory_part`."""
+    found, with_leaked = judgement.verdict.answers, judgement.with_leaked
+    leaked = leaked_records(found, with_leaked)
+    claims = [_claim_record(answer) | {"leaked": one} for answer, one in zip(found, leaked, strict=True)]
     return {
         "format": FORMAT,
         "verdict": judgement.verdict.word,
         "sentence": _sentence(judgement),
-        "reasons": judgement.verdict.reasons,
-        "notes": _notes(judgement),
+        "reasons": judgement.verdict.reasons + only_leaked(claims),
+        "notes": _notes(judgement) + leak_notes(claims, with_leaked) + _trajectory_notes(trajectory),
         "models": judgement.models,
         "same_tokenizer": judgement.same_tokenizer,
         "settings": asdict(judgement.settings),
-        "claims": [_claim_record(answer) for answer in judgement.verdict.answers],
+        "claims": claims,
+        "contamination": contamination_record(with_leaked.searched) if with_leaked else None,
         "points": [asdict(one) for one in judgement.points if one.gain and one.forgetting],
+        "trajectory": trajectory,
         "cost": _cost(log),
     }
 
@@ -90,6 +100,15 @@ def _notes(judgement: Judgement) -> list[str]:
     return lines
 
 
+def _trajectory_notes(trajectory: dict[str, Any] | None) -> list[str]:
+    if trajectory is None:
+        return []
+    if trajectory["measured"] is None:
+        return [f"No trajectory: {trajectory['not_measured']}. Measure it: {trajectory['command']}"]
+    note = trajectory["measured"]["note"]
+    return [f"Checkpoints: {trajectory['measured']['sentence']}", *([note] if note else [])]
+
+
 def _cost(log: RunLog | None) -> dict[str, Any] | None:
     if log is None:
         return None
@@ -99,10 +118,18 @@ def _cost(log: RunLog | None) -> dict[str, Any] | None:
     return {"tokens": facts["tokens"], "steps": facts["steps"], "hours": hours}
 
 
-def write_verdict(judgement: Judgement, folder: str | Path, log: RunLog | None = None) -> dict[str, Any]:
-    """Write the three files into `folder` (made if needed), each whole; return the record."""
-    record = build_record(judgement, log)
-    figures = [("Gained and forgotten", Markup(plots.pareto(record["points"])))] if record["points"] else []
+def write_verdict(
+    judgement: Judgement,
+    folder: str | Path,
+    log: RunLog | None = None,
+    trajectory: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the three files into `folder` (made if needed), each whole; return the record (`build_record`)."""
+    record = build_record(judgement, log, trajectory)
+    pictures = {"Gained and forgotten": record["points"]}
+    if trajectory and trajectory["measured"]:
+        pictures["Gained and forgotten over the checkpoints"] = points_of(trajectory["measured"]["visits"])
+    figures = [(title, Markup(plots.pareto(points))) for title, points in pictures.items() if points]
     pages = (render(f"verdict.{kind}", record, figures=figures) for kind in ("md", "html"))
     write_report_files(folder, "verdict", record, *pages)
     return record

@@ -1,32 +1,45 @@
 """Claims about suites: a goal has to gain, every other suite has to be kept within its margin.
 
 All models are asked the same items, in points: 0.02 is 2 of 100 items. A suite that could not be run is a claim that
-is neither shown nor refuted.
+is neither shown nor refuted. Items that occur in the training data decide nothing: what they would have said stands
+beside the answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cpt_dist.config import CptConfig
 from cpt_dist.evaluation.claims import CONTROL, GOAL, RETENTION, Claim
 from cpt_dist.evaluation.suites.compare import Judge
-from cpt_dist.evaluation.suites.run import ask, load_text_model, read_questions
+from cpt_dist.evaluation.suites.run import Searched, ask, load_text_model, read_questions, search_items
 from cpt_dist.evaluation.suites.suite_file import Suite
 from cpt_dist.evaluation.suites.tasks import SuiteScores, load_tasks
 
 UNIT = "points"
 
 
+@dataclass(frozen=True)
+class SuiteClaims:
+    """What is claimed about suites."""
+
+    claims: list[Claim]
+    """About the items that were not found in the training data; these decide."""
+    with_leaked: list[Claim]
+    """The same claims about all items."""
+    searched: Searched | None
+    """None where `suites.contamination` is off."""
+
+
 def suite_claims(
     config: CptConfig, folders: Mapping[str, str], report: Callable[[str], None] = lambda line: None
-) -> list[Claim]:
+) -> SuiteClaims:
     """The claims about `config.suites.run`, after asking the models in `folders` (base, adapted and perhaps control).
 
-    Raises UserError for mistakes in suite files and folders.
+    Raises UserError for mistakes in suite files and folders, and for a damaged shard.
     """
     questions = replace(read_questions(config), facts={}, prompts=[])
     tasks = load_tasks(questions.suites, config.suites.task_folders)
@@ -44,7 +57,24 @@ def suite_claims(
         if found[-1].kind == GOAL and "control" in asked:
             over = claim_of(suite, asked["control"], asked["adapted"], judge, config)
             found.append(replace(over, kind=CONTROL, threshold=0.0))
-    return found
+    searched = None
+    if config.suites.contamination:
+        measured = {claim.name for claim in found if claim.not_run is None}
+        asked = {name: score for name, score in scores["adapted"].items() if name in measured}
+        searched = search_items(config, asked, report)
+    leaked = searched.leaked if searched else {}
+    return SuiteClaims([without(claim, leaked.get(claim.name, [])) for claim in found], found, searched)
+
+
+def without(claim: Claim, leaked: Sequence[int]) -> Claim:
+    """The claim, with the threshold as it is, about the items that don't stand at the places `leaked`."""
+    if not leaked or claim.gains is None or claim.weights is None:
+        return claim
+    kept = np.setdiff1d(np.arange(len(claim.gains)), leaked)
+    if not len(kept):
+        reason = f"all its {len(claim.gains)} items occur in the training data"
+        return replace(claim, gains=None, weights=None, not_run=reason)
+    return replace(claim, gains=claim.gains[kept], weights=claim.weights[kept])
 
 
 def claim_of(suite: Suite, other: SuiteScores, adapted: SuiteScores, judge: Judge, config: CptConfig) -> Claim:

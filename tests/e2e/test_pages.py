@@ -77,7 +77,7 @@ def verdict(folder, tiny):
 
 def trajectory(folder, tiny):
     visits, first = all_of(STEPS[:4], Planted(30).visit)
-    write_trajectory(Trajectory("all", SETTINGS, STEPS[:4], visits, first), folder)
+    write_trajectory(Trajectory("all", "runs/x", "0", SETTINGS, STEPS[:4], visits, first), folder)
     return lambda record: [f"{visit['forgetting']['value']:+.4f}" for visit in record["visits"]]
 
 

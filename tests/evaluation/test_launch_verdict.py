@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from cpt_dist.config import CptConfig
 from cpt_dist.evaluation.verdict import judge
 from cpt_dist.evaluation.verdict_report import write_verdict
+from tests.evaluation.suites.small import suite_file
 from tests.helpers.models import tiny_llama
 from tests.helpers.tiny_run import build, launch, write_experiment, write_tokenizer
 
@@ -47,6 +48,22 @@ def test_the_page_is_one_file_that_fetches_nothing_and_shows_the_numbers_of_the_
     for claim in record["claims"]:
         assert f"{claim['gain']['value']:+.4f}" in page
         assert f"{claim['gain']['value']:+.4f}" in markdown
+
+
+def test_items_of_a_suite_that_stand_in_the_training_shards_decide_nothing(prepared, tmp_path):
+    folder, mapping = prepared
+    texts = [json.loads(line)["text"].split() for line in (folder / "domain.jsonl").read_text().splitlines()]
+    leaked = [" ".join(words[:20]) for words in texts if len(words) >= 20][:6]
+    own = [" ".join(f"w{700 + 20 * item + place}" for place in range(20)) for item in range(6)]
+    rows = [{"query": query, "choices": ["w001", "w002"], "gold": 0} for query in [*leaked, *own]]
+    suites = {"run": [str(suite_file(tmp_path, "facts", rows=rows))]}
+    found = judge(configured(mapping | {"verdict": {"goals": ["facts"]}, "suites": suites}))
+    clean, over_all = found.verdict.answers[-1], found.with_leaked.answers[-1]
+    places = found.with_leaked.searched.leaked["facts"]
+    assert places
+    assert set(places) <= set(range(6))  # a text may have been held out
+    assert (over_all.items, clean.items) == (12, 12 - len(places))
+    assert found.verdict.answers[:-1] == found.with_leaked.answers[:-1]
 
 
 @pytest.mark.e2e

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from cpt_dist.config import CptConfig
+from cpt_dist.errors import UserError
 from cpt_dist.evaluation.bits_per_byte import DocumentScores
 from cpt_dist.evaluation.documents import EvaluationText
 from cpt_dist.evaluation.evaluate import HeldOutSet, Settings
 from cpt_dist.evaluation.trajectory import all_of, bisected, measured
+from cpt_dist.validation import validate
 from tests.helpers import tiny_run
 
 SETTINGS = Settings(window_tokens=32, max_tokens=4000, batch_tokens=128, num_resamples=400, confidence=0.95, seed=0)
@@ -70,6 +72,18 @@ def test_a_gain_beside_the_loss_does_not_hide_it():
     assert visit.point.forgetting.low > 0.05
 
 
+@pytest.mark.parametrize(
+    ("what", "checkpoints", "problem"),
+    [("suites", "all", "only their held-out text"), ("held_out", "half", "'half' is unknown")],
+)
+def test_checkpoints_are_named_and_stand_alone(what, checkpoints, problem):
+    config = CptConfig(run_dir="run")
+    config.evaluate.what, config.evaluate.checkpoints = what, checkpoints
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    assert [one for one in caught.value.problems if problem in one and one.startswith("evaluate.checkpoints: ")]
+
+
 @pytest.mark.e2e
 def test_the_last_checkpoint_has_the_numbers_of_the_consolidated_model(tmp_path):
     mapping = tiny_run.build(tmp_path)
@@ -78,7 +92,7 @@ def test_the_last_checkpoint_has_the_numbers_of_the_consolidated_model(tmp_path)
     words = [f"--config-dir={tiny_run.write_experiment(tmp_path, mapping)}", "experiment=tiny"]
     for script in ("train.py", "consolidate.py", "evaluate.py"):
         tiny_run.launch("python", 1, script, *words)
-    done = tiny_run.launch("python", 1, "evaluate.py", *words, "what=checkpoints")
+    done = tiny_run.launch("python", 1, "evaluate.py", f"run_dir={tmp_path / 'run'}", "checkpoints=all")
     assert "2 of 2 checkpoints measured" in done.stdout
     report, found = (json.loads((tmp_path / "run" / name).read_text()) for name in ("report.json", "trajectory.json"))
     assert [visit["step"] for visit in found["visits"]] == [10, 20]
@@ -86,3 +100,6 @@ def test_the_last_checkpoint_has_the_numbers_of_the_consolidated_model(tmp_path)
         values = [visit[name]["value"] for visit in found["visits"]]
         assert values[1] == pytest.approx(report["macro"][role][name]["value"], abs=1e-6)
         assert abs(values[0] - values[1]) > 1e-3
+    tiny_run.launch("python", 1, "verdict.py", f"run_dir={tmp_path / 'run'}")
+    taken_in = json.loads((tmp_path / "run" / "verdict.json").read_text())["trajectory"]["measured"]
+    assert taken_in["visits"] == found["visits"]

@@ -8,10 +8,15 @@ import pytest
 from cpt_dist.config import CptConfig
 from cpt_dist.evaluation.claims import answers, decide
 from cpt_dist.evaluation.suites.compare import Judge
+from cpt_dist.evaluation.suites.contamination import Evidence
+from cpt_dist.evaluation.suites.run import Searched
 from cpt_dist.evaluation.suites.suite_file import Suite
 from cpt_dist.evaluation.suites.tasks import SuiteScores
-from cpt_dist.evaluation.verdict_suites import claim_of, suite_claims
+from cpt_dist.evaluation.verdict import Judgement, WithLeaked
+from cpt_dist.evaluation.verdict_report import write_verdict
+from cpt_dist.evaluation.verdict_suites import claim_of, suite_claims, without
 from tests.evaluation.suites.small import model_folder, questions, suite_file
+from tests.evaluation.test_evaluate import SETTINGS
 
 JUDGE = Judge(0.95, 400, 0, None)
 SUITE = Suite("facts", "knowledge", margin=0.05)
@@ -81,10 +86,58 @@ def test_the_models_of_a_verdict_are_asked_and_a_control_arm_has_to_be_beaten(tm
     paths = [suite_file(tmp_path, name, rows=questions(12, seed=n)) for n, name in enumerate(("words", "others"))]
     config.suites = replace(config.suites, run=[str(path) for path in paths])
     config.evaluation = replace(config.evaluation, bootstrap=100)
-    found = suite_claims(config, folders)
+    found = suite_claims(config, folders).claims
     assert [(claim.name, claim.kind) for claim in found] == [
         ("words", "goal"),
         ("words", "control"),
         ("others", "retention"),
     ]
     assert all(len(claim.gains) == 12 for claim in found)
+
+
+def claim_with_leaks(gained, leaked):
+    """A goal about 400 items, of which the first `gained` are won, and the one without the first `leaked`."""
+    claim = claim_of(SUITE, scores(0), scores(gained), JUDGE, config_with("facts"))
+    return claim, without(claim, range(leaked))
+
+
+def test_a_goal_that_holds_only_with_leaked_items_is_not_shown():
+    over_all, clean = claim_with_leaks(gained=60, leaked=60)
+    assert decide(answers([over_all], 0.95, 400, 0)).word == "helped"
+    assert decide(answers([clean], 0.95, 400, 0)).word == "undecided"
+    assert (clean.threshold, len(clean.gains), clean.gains.sum()) == (over_all.threshold, 340, 0)
+
+
+def test_a_goal_of_which_every_item_leaked_is_not_run():
+    _, clean = claim_with_leaks(gained=60, leaked=400)
+    assert clean.not_run == "all its 400 items occur in the training data"
+
+
+def test_a_report_shows_the_answers_with_and_without_leaked_items_and_names_what_holds_only_with_them(tmp_path):
+    over_all, clean = claim_with_leaks(gained=60, leaked=60)
+    evidence = [("facts", "3", Evidence("law", "ab" * 16, "the words that were found"))]
+    searched = Searched(["law"], ["web"], 10, 1000, evidence, {"facts": list(range(60))}, {"facts": 2})
+    with_leaked = WithLeaked(answers([over_all], 0.95, 400, 0), searched)
+    verdict = decide(answers([clean], 0.95, 400, 0))
+    models = {"base": "models/base", "adapted": "runs/x/model"}
+    record = write_verdict(Judgement(models, True, SETTINGS, verdict, [], with_leaked), tmp_path)
+    leaked = record["claims"][0]["leaked"]
+    assert (leaked["items"], leaked["found"], leaked["unchecked"], leaked["status_with"]) == (400, 60, 2, "shown")
+    assert "holds only with the 60 of 400 items that occur in the training data" in record["reasons"][-1]
+    assert record["contamination"]["found"][0]["document"] == "ab" * 16
+    for name in ("verdict.md", "verdict.html"):
+        page = (tmp_path / name).read_text()
+        assert f"{over_all.gains.mean():+.4f}" in page
+        assert record["reasons"][-1] in page
+        assert "the words that were found" in page
+        assert "Not searched for the items: web" in page
+
+
+def test_a_verdict_whose_items_were_not_searched_says_so(tmp_path):
+    claim, _ = claim_with_leaks(gained=60, leaked=0)
+    found = answers([claim], 0.95, 400, 0)
+    models = {"base": "models/base", "adapted": "runs/x/model"}
+    judgement = Judgement(models, True, SETTINGS, decide(found), [], WithLeaked(found, None))
+    record = write_verdict(judgement, tmp_path)
+    assert (record["claims"][0]["leaked"], record["contamination"]) == (None, None)
+    assert any("suites.contamination=false" in line for line in record["notes"])

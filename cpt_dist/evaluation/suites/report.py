@@ -28,7 +28,7 @@ from cpt_dist.evaluation.suites.compare import (
     by_capability,
 )
 from cpt_dist.evaluation.suites.probes import ProbeResult
-from cpt_dist.evaluation.suites.run import SuitesEvaluation
+from cpt_dist.evaluation.suites.run import Searched, SuitesEvaluation
 from cpt_dist.report_files import write_report_files
 
 FORMAT = "cpt_dist.suites/1"
@@ -37,7 +37,6 @@ _STYLES = {IMPROVED: "green", KEPT: "green", WORSE: "red", UNDECIDED: "yellow", 
 
 def build_record(evaluation: SuitesEvaluation) -> dict[str, Any]:
     """The content of suites.json."""
-    searched = evaluation.searched
     return {
         "format": FORMAT,
         "sentence": sentence(evaluation),
@@ -51,15 +50,20 @@ def build_record(evaluation: SuitesEvaluation) -> dict[str, Any]:
             {"prompt": prompt, "base": asdict(base), "adapted": asdict(adapted)}
             for prompt, base, adapted in evaluation.continuations
         ],
-        "contamination": None
-        if searched is None
-        else {
-            "sources": searched.sources,
-            "missing": searched.missing,
-            "documents": searched.documents,
-            "tokens": searched.tokens,
-            "found": [{"suite": suite, "item": item, **asdict(where)} for suite, item, where in searched.evidence],
-        },
+        "contamination": contamination_record(evaluation.searched),
+    }
+
+
+def contamination_record(searched: Searched | None) -> dict[str, Any] | None:
+    """What was searched for the items and which were found where; None where nothing was asked to be searched."""
+    if searched is None:
+        return None
+    return {
+        "sources": searched.sources,
+        "missing": searched.missing,
+        "documents": searched.documents,
+        "tokens": searched.tokens,
+        "found": [{"suite": suite, "item": item, **asdict(where)} for suite, item, where in searched.evidence],
     }
 
 
@@ -127,19 +131,30 @@ def notes(evaluation: SuitesEvaluation) -> list[str]:
                 f"data{changed}."
             )
         if result.unchecked:
-            lines.append(
-                f"{result.suite}: {result.unchecked} items are too short, or have nothing beyond the task's wording, "
-                "to be searched for in the training data."
-            )
+            lines.append(unchecked_note(result.suite, result.unchecked))
     lines += [_probe_note(result, evaluation.judge.confidence) for result in evaluation.probes]
-    searched = evaluation.searched
-    if searched is not None and not searched.sources:
-        lines.append("No training shards were searched for the items: data.sources has none that are complete here.")
-    elif searched is not None and searched.missing:
-        lines.append(f"Not searched for the items: {', '.join(searched.missing)} (no complete shards here).")
+    if evaluation.searched is not None:
+        lines += search_notes(evaluation.searched)
     if evaluation.base_model == evaluation.adapted_model:
         lines.append("Base and adapted model are the same folder, so no difference can be found.")
     return [line for line in lines if line]
+
+
+def unchecked_note(suite: str, items: int) -> str:
+    """That so many items can't be searched for."""
+    return (
+        f"{suite}: {items} items are too short, or have nothing beyond the task's wording, to be searched for in the "
+        "training data."
+    )
+
+
+def search_notes(searched: Searched) -> list[str]:
+    """What was not searched for the items."""
+    if not searched.sources:
+        return ["No training shards were searched for the items: data.sources has none that are complete here."]
+    if searched.missing:
+        return [f"Not searched for the items: {', '.join(searched.missing)} (no complete shards here)."]
+    return []
 
 
 def _undecided(result: SuiteResult, confidence: float) -> str:

@@ -6,7 +6,8 @@ source's shards) is not run and says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,12 @@ class Searched:
     """Sources without complete shards here."""
     documents: int
     tokens: int
-    evidence: list[tuple[str, str, Evidence]]
+    evidence: list[tuple[str, str, Evidence]] = field(default_factory=list)
     """(suite, item, where it was first found)."""
+    leaked: dict[str, list[int]] = field(default_factory=dict)
+    """Suite -> places of its items that were found; empty where nothing was searched."""
+    unchecked: dict[str, int] = field(default_factory=dict)
+    """Suite -> its items too short to be searched for."""
 
 
 @dataclass(frozen=True)
@@ -192,33 +197,47 @@ def _without_contaminated(
     report: Callable[[str], None],
 ) -> tuple[Searched, list[SuiteResult]]:
     """What was found in the training shards, and the results with those of the clean items beside them."""
+    measured = [i for i, result in enumerate(results) if result.comparison is not None]
+    scores = {suites[i].name: base.suites[suites[i].name] for i in measured}
+    searched = search_items(config, scores, report)
+    if not searched.sources:
+        return searched, results
+    for i in measured:
+        name = suites[i].name
+        mine = searched.leaked[name]
+        clean = np.setdiff1d(np.arange(len(scores[name].values)), mine)
+        without = None
+        if mine and len(clean):
+            without = compare_items(suites[i], scores[name], adapted.suites[name], judge, clean)
+        results[i] = replace(results[i], contaminated=len(mine), clean=without, unchecked=searched.unchecked[name])
+    return searched, results
+
+
+def search_items(
+    config: CptConfig, scores: Mapping[str, SuiteScores], report: Callable[[str], None] = lambda line: None
+) -> Searched:
+    """Look the items behind `scores` (suite -> what any model said) up in the training shards of `config.data`.
+
+    Raises UserError for a damaged shard.
+    """
     n = config.suites.ngram
     folders = {name: as_folder(shards_folder(config.data)) / name for name in config.data.sources}
     there = [name for name, folder in folders.items() if is_complete(folder)]
     missing = [name for name in folders if name not in there]
     if not there:
-        return Searched([], missing, 0, 0, []), results
+        return Searched([], missing, 0, 0)
     fingerprint = tokenizer_fingerprint(config.data.tokenizer)
     sources = [Source.open(folders[name], fingerprint) for name in there]
     tokenizer = Tokenizer.from_file(str(Path(config.data.tokenizer) / "tokenizer.json"))
-    measured = [i for i, result in enumerate(results) if result.comparison is not None]
-    scores = {suites[i].name: base.suites[suites[i].name] for i in measured}
     places = [(name, number) for name, score in scores.items() for number in range(len(score.texts))]
     index = NgramIndex([text for score in scores.values() for text in score.texts], n, [name for name, _ in places])
     found = search(sources, index, tokenizer.decode_batch, n, report)
-    hits = [places[item] for item in sorted(found.items)]
-    unchecked = [places[item] for item in index.unchecked]
-    for i in measured:
-        name = suites[i].name
-        mine = [number for suite, number in hits if suite == name]
-        clean = np.setdiff1d(np.arange(len(scores[name].values)), mine)
-        without = None
-        if mine and len(clean):
-            without = compare_items(suites[i], scores[name], adapted.suites[name], judge, clean)
-        short = sum(suite == name for suite, _ in unchecked)
-        results[i] = replace(results[i], contaminated=len(mine), clean=without, unchecked=short)
-    evidence = [
-        (name, scores[name].keys[number], where)
-        for (name, number), (_, where) in zip(hits, sorted(found.items.items()), strict=True)
-    ]
-    return Searched(there, missing, found.documents, found.tokens, evidence), results
+    leaked: dict[str, list[int]] = {name: [] for name in scores}
+    evidence = []
+    for item, where in sorted(found.items.items()):
+        name, number = places[item]
+        leaked[name].append(number)
+        evidence.append((name, scores[name].keys[number], where))
+    unchecked = Counter(places[item][0] for item in index.unchecked)
+    short = {name: unchecked[name] for name in scores}
+    return Searched(there, missing, found.documents, found.tokens, evidence, leaked, short)
