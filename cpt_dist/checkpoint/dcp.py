@@ -10,6 +10,7 @@ import importlib
 import io
 import pickle
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,19 @@ from cpt_dist.checkpoint.dcp_index import KNOWN, UNREADABLE, index_bytes
 from cpt_dist.errors import UserError
 
 
+def _member(kind: Any, name: Any) -> Any:
+    """Stands for `getattr`, which an index may use for a member of an enumeration and nothing else."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__):
+        raise pickle.UnpicklingError("builtins.getattr of something else than an enumeration's member")
+    return kind[name]
+
+
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in KNOWN.get(module, ()):
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's index")
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         return getattr(importlib.import_module(module), name)
 
 

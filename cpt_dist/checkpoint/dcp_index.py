@@ -36,7 +36,8 @@ KNOWN = {
     "collections": {"OrderedDict"},
     "pathlib": {"PosixPath"},
     "pathlib._local": {"PosixPath"},
-    "builtins": {"dict", "list", "tuple", "set"},
+    # Python 3.11.0 to 3.11.3 write a member of an enumeration as getattr(class, name).
+    "builtins": {"dict", "list", "tuple", "set", "getattr"},
 }
 """Module -> the names of it that an index may hold."""
 UNREADABLE = (
@@ -74,6 +75,13 @@ def _check_fields(values: Any) -> None:
         raise pickle.UnpicklingError(f"an object of it has {len(values):,} fields, at most {MOST_FIELDS} are read")
 
 
+def _member(kind: Any, name: Any) -> _Record:
+    """Stands for `getattr`, which here has one use: a member of an enumeration."""
+    if kind is not _Record or not isinstance(name, str):
+        raise pickle.UnpicklingError("builtins.getattr of something else than an enumeration")
+    return _Record(name)
+
+
 class _TensorStorageMetadata(_Record):
     """Of a tensor, in distinction from other objects."""
 
@@ -95,6 +103,7 @@ class _Unpickler(pickle.Unpickler):
         budget = Budget(len(data))
         self._stand_ins: dict[tuple[str, str], Any] = {
             ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"): _TensorStorageMetadata,
+            ("builtins", "getattr"): _member,
             **{place: budget.guarded(kind) for place, kind in _CONTAINERS.items()},
             **{("torch", name): element_type for name, element_type in BY_NAME.items()},
         }

@@ -8,12 +8,19 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import psutil
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from cpt_dist.checkpoint.dcp import SafeReader
 from cpt_dist.checkpoint.dcp_index import dcp_sources
@@ -92,6 +99,29 @@ def test_an_index_that_names_another_class_is_refused_and_not_run(tmp_path):
     with pytest.raises(UserError, match=r"mkdir has no place in a checkpoint's index"):
         dcp_sources(tmp_path)
     assert not (tmp_path / "harm").exists()
+
+
+class Got:
+    """Pickled as `getattr(kind, name)`, which is how Python 3.11.2 writes the member of an enumeration."""
+
+    def __init__(self, kind, name):
+        self.how = getattr, (kind, name)
+
+    def __reduce__(self):
+        return self.how
+
+
+def test_an_index_may_get_members_of_enumerations_and_nothing_else(tmp_path):
+    properties = TensorProperties(dtype=torch.float32)
+    metadata = Metadata({"a": TensorStorageMetadata(properties, torch.Size([0]), [])}, storage_data={})
+    with patch.object(_MEM_FORMAT_ENCODING, "__reduce_ex__", lambda self, _: (getattr, (type(self), self.name))):
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    assert b"getattr" in (tmp_path / ".metadata").read_bytes()
+    assert SafeReader(tmp_path).read_metadata().state_dict_metadata["a"].properties == properties
+    for kind, name in ((Metadata, "__init__"), (_MEM_FORMAT_ENCODING, "mro"), ({}, "clear")):
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(Got(kind, name)))
+        with pytest.raises(UserError, match=r"getattr of something else|not the index"):
+            SafeReader(tmp_path).read_metadata()
 
 
 def rewritten(path, change):
