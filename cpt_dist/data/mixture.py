@@ -58,10 +58,17 @@ class Quotas:
 
     `knots` are sample indices 0 = x_0 <= … <= x_m = num_samples and `weights` [knot][source] the shares of samples
     there, on any scale; between two knots they lie on a straight line, and two knots at one index make a step.
+    `heaviness` [source], where given, says which sources are heavy instead of the areas under their weights, which hang
+    on the number of samples.
     Raises ValueError for knots that fall, or weights that `quantise` refuses.
     """
 
-    def __init__(self, knots: Sequence[int], weights: Sequence[Sequence[Fraction | float | int]]) -> None:
+    def __init__(
+        self,
+        knots: Sequence[int],
+        weights: Sequence[Sequence[Fraction | float | int]],
+        heaviness: Sequence[int] | None = None,
+    ) -> None:
         if len(knots) < 2 or knots[0] != 0 or list(knots) != sorted(knots) or len(weights) != len(knots):
             raise ValueError(f"knots {list(knots)} must rise from 0 and have one row of weights each")
         self.num_samples = knots[-1]
@@ -80,7 +87,8 @@ class Quotas:
         self._only = active[0] if active else 0
         self._tree: RoundingTree | None = None
         if len(active) > 1:
-            joins = [huffman(active, totals), pairing(active, totals)]
+            heavy = totals if heaviness is None else list(heaviness)
+            joins = [huffman(active, heavy), pairing(active, heavy)]
             trees = [RoundingTree(join, self._weights, self._starts, self._lengths) for join in joins]
             self._tree = min(trees, key=lambda tree: tree.error_bound)
 

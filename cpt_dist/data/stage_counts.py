@@ -123,6 +123,7 @@ class StageCounts:
             start = self._starts[index]
             places, weights = self._schedule(index).from_sample(start)
             before = np.zeros(len(self._rates), dtype=np.int64)
+            steady = quantise(weights[-1]) if _is_steady(places, weights) else None
             if index:
                 last = self._segments[-1]
                 counts = last.quotas.counts(start - last.start)
@@ -131,7 +132,7 @@ class StageCounts:
                 places, weights = _with_owed(places, weights, owed, scale)
                 before = last.before + counts
             # To the end of the stage, also where a change follows: what a change alters begins with the change.
-            self._segments.append(_Segment(start, Quotas(places, weights), before))
+            self._segments.append(_Segment(start, Quotas(places, weights, steady), before))
         return self._segments[number]
 
     @cached_property
@@ -141,6 +142,8 @@ class StageCounts:
 
     def counts(self, n: int) -> np.ndarray:
         """Samples of each source among the first n: int64 [source], summing to n. Raises IndexError past the end."""
+        if n > self._num_samples:
+            raise IndexError(f"sample {n} is outside 0 to {self._num_samples}")
         segment = self._segment(self._segment_of(n))
         return segment.before + segment.quotas.counts(n - segment.start)
 
@@ -214,6 +217,10 @@ class StageCounts:
         return self._starts[number + 1] if number + 1 < len(self._starts) else self._num_samples
 
 
+def _is_steady(places: list[int], weights: list[Weights]) -> bool:
+    return len(places) == 2 and quantise(weights[0]) == quantise(weights[1])
+
+
 def _between(before: Weights, after: Weights, part: int, whole: int) -> Weights:
     """The weights after `part` of `whole` of the way from one row to another of the same scale."""
     return [x * whole + (y - x) * part for x, y in zip(before, after, strict=True)]
@@ -225,8 +232,9 @@ def _with_owed(
     """The schedule with `owed` / `scale` samples more of each source, put onto its beginning.
 
     They are added as a triangle that falls to 0 within the first span: long enough that no weight falls below half of
-    what it is. A source whose weight is 0 at the beginning gets nothing added and gives nothing back, and no room (a
-    span too short) leaves the schedule as it is.
+    what it is. A source whose weight is 0 at the beginning gets nothing added and gives nothing back. Where the span is
+    too short, a steady schedule is made longer than the stage, so that its first samples don't hang on how long the
+    stage is, and another one stays as it is.
     """
     first, total = weights[0], sum(weights[0])
     owed = [value if weight else 0 for value, weight in zip(owed, first, strict=True)]
@@ -239,8 +247,12 @@ def _with_owed(
         -(-4 * abs(value) * total // (scale * weight)) for value, weight in zip(owed, first, strict=True) if weight
     )
     span = next((number for number, place in enumerate(places) if place > 0), None)
-    if span is None or length > places[span]:
+    if span is None:
         return places, weights
+    if length > places[span]:
+        if not _is_steady(places, weights):
+            return places, weights
+        places = [*places[:-1], length]
     begin = [weight * scale * length + 2 * value * total for weight, value in zip(first, owed, strict=True)]
     left = max(0, bisect_left(places, length) - 1)
     behind = quantise(weights[left])

@@ -126,7 +126,7 @@ def test_no_buffers_are_made_without_memory_or_for_saves_that_stop_training(
 @pytest.mark.parametrize(("every_steps", "prepared"), [(2, 1), (1, 0)])
 def test_training_prepares_the_first_save_after_its_first_step(every_steps, prepared):
     saver, checkpoints = Mock(reports=list), Checkpoints()
-    run = Mock(saver=saver, rewind_to=None, finished=False, position=1)
+    run = Mock(saver=saver, rewind_to=None, refusal=None, finished=False, position=1)
     run.order.stage_starts = (0, 80)
     run.config.checkpoint.every_steps = every_steps
     checkpoints.save = Mock()
