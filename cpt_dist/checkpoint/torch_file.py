@@ -70,6 +70,10 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
+_ZERO_STAGES = {"disabled": 0, "optimizer_states": 1, "gradients": 2, "weights": 3}
+"""Name -> value of the members of DeepSpeed's ZeroStageEnum."""
+
+
 class Inert:
     """What an object of a class that isn't needed becomes: it keeps what it was made from and does nothing."""
 
@@ -157,6 +161,7 @@ class _StructureUnpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
             ("torch._tensor", "_rebuild_from_type_v2"): lambda function, _, arguments, __: function(*arguments),
             ("deepspeed.runtime.zero.config", "ZeroStageEnum"): int,
+            ("builtins", "getattr"): self._member,
         }
         return known.get((module, name)) or self._inert_class(module, name)
 
@@ -167,6 +172,10 @@ class _StructureUnpickler(pickle.Unpickler):
             members = {"__module__": f"inert.{module}", "budget": self._budget}
             self._inert[module, name] = type(name, (Inert,), members)
         return self._inert[module, name]
+
+    def _member(self, kind: Any, name: Any) -> Any:
+        # Python 3.11.0 to 3.11.3 write a member of an enumeration as getattr(class, name).
+        return _ZERO_STAGES[name] if kind is int else self._inert_class("builtins", "getattr")(kind, name)
 
     def _tensor(self, storage: _Storage, offset: int, size: Any, stride: Any, *_: Any) -> StoredTensor:
         if len(size) > MOST_FIELDS:
