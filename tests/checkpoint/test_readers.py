@@ -124,6 +124,14 @@ def test_an_index_may_get_members_of_enumerations_and_nothing_else(tmp_path):
             SafeReader(tmp_path).read_metadata()
 
 
+def test_a_zero_stage_that_python_3_11_2_wrote_is_read(tmp_path):
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    with patch.object(ZeroStageEnum, "__reduce_ex__", lambda self, _: (getattr, (type(self), self.name))):
+        torch.save({"zero_stage": ZeroStageEnum.weights}, tmp_path / "a.pt")
+    assert read_torch_file(tmp_path / "a.pt") == {"zero_stage": 3}
+
+
 def rewritten(path, change):
     """The same archive with its pickle, or all of its members, changed by `change(name, content)`."""
     with zipfile.ZipFile(path) as archive:
