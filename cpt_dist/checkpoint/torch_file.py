@@ -162,6 +162,7 @@ class _StructureUnpickler(pickle.Unpickler):
             ("torch._tensor", "_rebuild_from_type_v2"): lambda function, _, arguments, __: function(*arguments),
             ("deepspeed.runtime.zero.config", "ZeroStageEnum"): int,
             ("builtins", "getattr"): self._member,
+            ("__builtin__", "getattr"): self._member,
         }
         return known.get((module, name)) or self._inert_class(module, name)
 
