@@ -22,8 +22,6 @@ from cpt_dist.corpus.curation.tables import read_documents
 from cpt_dist.corpus.steps.fit import SourceModels, SourceSample, fit_models, needs_models
 from cpt_dist.corpus.steps.sample import Sample
 
-SAMPLE_CHARACTERS = 8 << 20
-"""Characters of each source that models are fitted on."""
 _SPARE = 4
 """The bound of ids is chosen for so many times as much text, as raw bytes only tell about how much there is."""
 SAMPLE_FILE = "sample.parquet"
@@ -40,7 +38,7 @@ def sample_bound(source: CuratedSource) -> bytes:
     if not is_fitted(source):
         return b""
     size = max(1, sum(block.num_bytes for block in source.blocks))
-    share = _SPARE * SAMPLE_CHARACTERS / size
+    share = _SPARE * source.steps.quality.sample_characters / size
     return b"\xff" * 17 if share >= 1 else int(share * 2**64).to_bytes(8, "big")
 
 
@@ -61,7 +59,7 @@ def fit_all(job: Job) -> None:
 
 def _sample(job: Job, number: int) -> list[str]:
     """The texts with the smallest ids of a source, each once."""
-    sample, seen = Sample(SAMPLE_CHARACTERS), set[bytes]()
+    sample, seen = Sample(job.sources[number].steps.quality.sample_characters), set[bytes]()
     for unit in job.units:
         if unit.source == number:
             for document in read_documents(file_of(job.stem(READ, unit), SAMPLE_FILE), job.sources[number].name):
