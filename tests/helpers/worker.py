@@ -104,7 +104,11 @@ def lost_save(fault):
 
 def lose_disk(disk):
     if disk["how"] == "read-only":
-        subprocess.run(["mount", "-o", "remount,ro", disk["folder"]], check=True)
+        # It is refused while anything there is open for writing, such as a heartbeat.
+        deadline = time.monotonic() + 30
+        while subprocess.run(["mount", "-o", "remount,ro", disk["folder"]], check=False).returncode:
+            assert time.monotonic() < deadline, "the disk stays busy"
+            time.sleep(0.05)
         return
     with contextlib.suppress(OSError), open(Path(disk["folder"]) / "filler", "wb", buffering=0) as filler:
         while True:
