@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent import futures
 from pathlib import Path
 
 import torch
@@ -115,6 +116,13 @@ def lose_disk(disk):
             filler.write(bytes(1 << 12))
 
 
+def lose_disk_after_the_save(run, disk):
+    """Once the checkpoint of a step before is written, however slow the machine is."""
+    if run.saver._pending is not None:
+        futures.wait([run.saver._pending[0]])
+    lose_disk(disk)
+
+
 def give_disk_back(disk):
     if disk["how"] == "read-only":
         subprocess.run(["mount", "-o", "remount,rw", disk["folder"]], check=True)
@@ -147,7 +155,7 @@ def work(job, world):
     if not disk:
         record_samples(run, job.get("pause", 0.0))
     elif world.is_first:
-        at_step(run, disk["step"], lambda: lose_disk(disk))
+        at_step(run, disk["step"], lambda: lose_disk_after_the_save(run, disk))
     if job.get("stop_at") and world.rank == world.size - 1:
         at_step(run, job["stop_at"], lambda: setattr(run, "stop_reason", SIGNAL))
     inject(run, job.get("faults", {}))
