@@ -4,7 +4,7 @@ The same random weights of SmolLM2-135M's shape, the same tokens, fp32, two thre
 AdamW. Ours is the FSDP2 engine on one process, as `python launch/train.py` runs it. The peers are the Trainer of
 transformers and litgpt with its own model and loss, each eager and with torch.compile, of which the faster counts.
 Where a row holds several documents, the Trainer gets a dense mask that keeps them apart; litgpt has none, so its loss
-is another one there, and the row says so. Seconds by the clock, the median of the repeats after two steps for warming up.
+is another one there, and the row says so. Seconds by the clock, the median of the repeats after two steps of warming up,
 `ratio` is tokens a second, ours / peer: above 1, ours is better. "share of the fp32 GEMM peak" is 6 operations a
 parameter and token, and those of attention within documents, over the time and the best rate of torch.mm here.
 """
