@@ -40,6 +40,7 @@ torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture kills=100
 
 lint: setup
+	! git grep -nE '^(<<<<<<<|>>>>>>>)' # a merge left half done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
