@@ -30,7 +30,9 @@ from cpt_dist.cluster.environment import adopt_slurm_step
 from cpt_dist.cluster.health import RankLostError
 from cpt_dist.cluster.start_folder import record_outcome, redirect_output
 from cpt_dist.config import CptConfig
+from cpt_dist.control_arm import control_arm
 from cpt_dist.errors import UserError, nearest
+from cpt_dist.optional_groups import reach_into_optional_groups
 from cpt_dist.process_end import end_process
 from cpt_dist.validation import validate
 
@@ -61,14 +63,13 @@ def run(
     sys.argv[1:] = [_lengthened(word, short or {}) for word in _keyed(sys.argv[1:], words)]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with 1
     overrides = _overrides(sys.argv[1:])
-    ConfigStore.instance().store(name="cpt_config", node=CptConfig)
+    _register_schema()
     composed = False
 
     def task(composition: DictConfig) -> None:
         nonlocal composed
         try:
-            config = _typed(_on_saved_config(composition, overrides), tuple(needs))
-            validate(config, checks)
+            config = _checked(_typed(_on_saved_config(composition, overrides), tuple(needs)), checks)
             composed = True
             main(config)
             if rank == 0:
@@ -98,6 +99,11 @@ def run(
         _leave([_one_line(error)], rank, same_on_all_ranks=True)
 
 
+def _register_schema() -> None:
+    ConfigStore.instance().store(name="cpt_config", node=CptConfig)
+    reach_into_optional_groups(CptConfig)
+
+
 def _keyed(arguments: list[str], keys: Sequence[str]) -> list[str]:
     """`arguments` with the plain words among them turned into key=word."""
     values = {index + 1 for index, word in enumerate(arguments) if word in _FLAGS_WITH_VALUE}
@@ -115,13 +121,20 @@ def composed(words: list[str], needs: Iterable[str] = ()) -> CptConfig:
     overrides = _overrides(words)
     folders = [word.split("=", 1)[1] for word in words if word.startswith("--config-dir=")]
     _check_overrides(overrides)
-    ConfigStore.instance().store(name="cpt_config", node=CptConfig)
+    _register_schema()
     search_path = f"hydra.searchpath={json.dumps([f'file://{Path(folder).resolve()}' for folder in folders])}"
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         composition = hydra.compose("config", overrides=[*overrides, search_path])
-    config = _typed(_on_saved_config(composition, overrides), tuple(needs))
-    validate(config)
-    return config
+    return _checked(_typed(_on_saved_config(composition, overrides), tuple(needs)))
+
+
+def _checked(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]]] = ()) -> CptConfig:
+    validate(config, checks)
+    if not config.control_arm:
+        return config
+    arm = control_arm(config)
+    validate(arm, checks)
+    return arm
 
 
 @contextmanager
@@ -267,10 +280,12 @@ def _unknown_key(parts: list[str], schema: Any, path: list[str]) -> str | None:
 def _one_line(error: BaseException) -> str:
     """Hydra's and OmegaConf's messages, with the nearest known key, on one line."""
     text = str(error)
-    key = getattr(error, "full_key", None) or _found(r"full_key: (\S+)", text)
-    unknown = _found(r"Key '([^']+)' (?:not in|is not in struct)", text)
+    cause = error.__cause__
+    key = getattr(error, "full_key", None) or getattr(cause, "full_key", None) or _found(r"full_key: (\S+)", text)
+    key = key and re.sub(r"\[(\d+)\]", r".\1", str(key))
+    unknown = _found(r"Key '([^']+)' (?:not in|is not in struct)", f"{text}\n{cause}")
     if unknown:
-        problem = _unknown_key(str(key or unknown).split("."), CptConfig, [])
+        problem = _unknown_key((key or unknown).split("."), CptConfig, [])
         if problem:
             return f"{key or unknown}: {problem}"
     first = " ".join(line.strip() for line in text.splitlines() if line.strip() and "object_type" not in line)

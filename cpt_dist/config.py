@@ -357,6 +357,9 @@ class CptConfig:
     stages: list[StageConfig] = field(default_factory=list)
     alternatives: dict[str, AlternativeConfig] = field(default_factory=dict)
     """Name -> another end of the plan, for a gate's fork."""
+    control_arm: bool = False
+    """Train the control arm of this configuration instead: the same tokens, schedule and seed on the replay sources
+    alone, without curricula, gates, adaptive replay, budgets and caps (docs/verdict.md). It needs its own run_dir."""
     long_data: LongDataConfig = field(default_factory=LongDataConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)

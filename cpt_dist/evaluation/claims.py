@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -61,6 +61,18 @@ class Claim:
     """Where `gains` are means over repetitions, such as seeds: the gains of each, [repetitions, items]. The claim then
     has to hold for other repetitions, too."""
     not_run: str | None = None
+
+
+def without(claim: Claim, leaked: Sequence[int]) -> Claim:
+    """The claim, with the threshold as it is, about the items that don't stand at the places `leaked`."""
+    if not leaked or claim.gains is None or claim.weights is None:
+        return claim
+    kept = np.setdiff1d(np.arange(len(claim.gains)), leaked)
+    if not len(kept):
+        reason = f"all its {len(claim.gains)} items occur in the training data"
+        return replace(claim, gains=None, weights=None, not_run=reason)
+    repeats = None if claim.repeats is None else claim.repeats[:, kept]
+    return replace(claim, gains=claim.gains[kept], weights=claim.weights[kept], repeats=repeats)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,12 @@ class RunLog:
             log._take(kind, step, record)
         return log if log.steps or log.starts else None
 
+    @property
+    def began(self) -> float | None:
+        """When the run was started first, in seconds since 1970: the same wherever its folder is moved to."""
+        time = self.starts[0].get("time") if self.starts else None
+        return float(time) if isinstance(time, (int, float)) else None
+
     def _take(self, kind: str, step: int, record: dict[str, Any]) -> None:
         if kind == "step":
             self._forget_after(step - 1)

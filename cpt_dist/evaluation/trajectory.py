@@ -28,9 +28,11 @@ from cpt_dist.evaluation.evaluate import (
     read_held_out_sets,
     score_sets,
 )
+from cpt_dist.evaluation.run_log import RunLog
 from cpt_dist.evaluation.scorers import packed_scorer
 from cpt_dist.evaluation.verdict import Point, claims_of, point
 from cpt_dist.model.folder import model_fingerprint
+from cpt_dist.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Trajectory:
     visits: list[Visit]
     first_regressed: int | None
     """Step of the first checkpoint that has regressed, among those known to have or not to have."""
+    run_began: float | None = None
+    """`RunLog.began` of the run, which tells it from others; None where its metrics are gone."""
 
 
 def follow(config: CptConfig, report: Callable[[str], None] = lambda line: None) -> Trajectory:
@@ -87,7 +91,9 @@ def follow(config: CptConfig, report: Callable[[str], None] = lambda line: None)
         return measured(step, sets, base, scores, config, settings)
 
     visits, first = all_of(steps, visit) if how == ALL else bisected(steps, visit)
-    return Trajectory(how, config.run_dir, model_fingerprint(config.model.path), settings, steps, visits, first)
+    log = RunLog.read(RunDirectory(config.run_dir).metrics)
+    base_files = model_fingerprint(config.model.path)
+    return Trajectory(how, config.run_dir, base_files, settings, steps, visits, first, log.began if log else None)
 
 
 def measured(

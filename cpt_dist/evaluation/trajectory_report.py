@@ -18,7 +18,7 @@ from cpt_dist.evaluation.report import render
 from cpt_dist.evaluation.trajectory import Trajectory, Visit
 from cpt_dist.report_files import write_report_files
 
-FORMAT = "cpt_dist.trajectory/2"
+FORMAT = "cpt_dist.trajectory/3"
 
 
 def build_record(found: Trajectory) -> dict[str, Any]:
@@ -28,6 +28,7 @@ def build_record(found: Trajectory) -> dict[str, Any]:
         "sentence": _sentence(found),
         "how": found.how,
         "run_dir": found.run_dir,
+        "run_began": found.run_began,
         "base_files": found.base_files,
         "settings": asdict(found.settings),
         "thresholds": {answer.claim.name: answer.claim.threshold for answer in found.visits[0].answers},

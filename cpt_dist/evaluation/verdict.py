@@ -34,7 +34,7 @@ from cpt_dist.evaluation.probe_claims import probe_claims
 from cpt_dist.evaluation.scorers import packed_scorer
 from cpt_dist.evaluation.statistics import Estimate
 from cpt_dist.evaluation.suites.run import Searched
-from cpt_dist.evaluation.verdict_suites import suite_claims
+from cpt_dist.evaluation.verdict_suites import SuiteClaims, suite_claims
 from cpt_dist.verdict_config import VerdictConfig
 
 UNIT = "bits per byte"
@@ -56,7 +56,12 @@ class WithLeaked:
     answers: list[Answer]
     """To the claims of the verdict, in their order."""
     searched: Searched | None
-    """None where the training data wasn't searched for the items."""
+    """What was searched for the items of suites; None where that is off, or no suite is claimed."""
+    found: dict[str, int]
+    """Name of a suite or probe in claims -> number of its items that occur in the training data; without those that
+    were not searched for."""
+    unchecked: dict[str, int]
+    """Likewise its items that are too short to be searched for."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Judgement:
     verdict: Verdict
     points: list[Point]
     with_leaked: WithLeaked | None = None
-    """None where no suite is claimed."""
+    """None where neither suites nor probes are claimed."""
 
 
 def judge(config: CptConfig, report: Callable[[str], None] = lambda line: None) -> Judgement:
@@ -101,15 +106,21 @@ def judge(config: CptConfig, report: Callable[[str], None] = lambda line: None) 
         scores[f"average {share:g}"] = score_sets(f"average {share:g}", encoders["base"], load, sets, settings, report)
     claims = claims_of(sets, scores, config.verdict)
     probes = probe_claims(config, folders)
-    suites = suite_claims(config, folders, report) if config.suites.run else None
+    suites = suite_claims(config, folders, report) if config.suites.run else SuiteClaims([], [], None)
 
-    def answered(about_suites: list[Claim]) -> list[Answer]:
-        all_claims = [*claims, *about_suites, *probes]
-        return answers(all_claims, settings.confidence, settings.num_resamples, settings.seed)
+    def answered(more: list[Claim]) -> list[Answer]:
+        return answers([*claims, *more], settings.confidence, settings.num_resamples, settings.seed)
 
-    verdict = decide(answered(suites.claims if suites else []))
-    with_leaked = WithLeaked(answered(suites.with_leaked), suites.searched) if suites else None
-    points = [point(name, sets, scores["base"], found, settings) for name, found in scores.items()]
+    verdict = decide(answered([*suites.claims, *probes.claims]))
+    with_leaked = None
+    if suites.claims or probes.claims:
+        found, unchecked = dict(probes.leaked), dict(probes.unchecked)
+        if suites.searched is not None:
+            found |= {name: len(places) for name, places in suites.searched.leaked.items()}
+            unchecked |= suites.searched.unchecked
+        all_answers = answered([*suites.with_leaked, *probes.with_leaked])
+        with_leaked = WithLeaked(all_answers, suites.searched, found, unchecked)
+    points = [point(name, sets, scores["base"], one, settings) for name, one in scores.items()]
     return Judgement(folders, same, settings, verdict, points, with_leaked)
 
 

@@ -1,6 +1,6 @@
-"""What the verdict says about items of suites that occur in the training data: the answers with and without them.
+"""What the verdict says about items of suites and probes that occur in the training data: answers with and without.
 
-The claims are decided without these items (`verdict_suites.py`), so a goal that holds only with them is not shown.
+The claims are decided without these items (`claims.without`), so a goal that holds only with them is not shown.
 Here both answers are put side by side, and where they differ a sentence says so.
 """
 
@@ -17,21 +17,20 @@ from cpt_dist.evaluation.verdict_suites import UNIT
 
 
 def leaked_records(found: Sequence[Answer], with_leaked: WithLeaked | None) -> list[dict[str, Any] | None]:
-    """What was found of the items of each claim of `found`; None for one that isn't about a suite or not searched."""
-    if with_leaked is None or with_leaked.searched is None:
+    """What was found of the items of each claim of `found`; None for one that isn't about items, or not searched."""
+    if with_leaked is None:
         return [None] * len(found)
-    searched = with_leaked.searched
     records: list[dict[str, Any] | None] = []
     for answer, over_all in zip(found, with_leaked.answers, strict=True):
         name = answer.claim.name
-        if answer.claim.unit != UNIT or name not in searched.leaked or over_all.status == NOT_RUN:
+        if answer.claim.unit != UNIT or name not in with_leaked.found or over_all.status == NOT_RUN:
             records.append(None)
             continue
         records.append(
             {
                 "items": over_all.items,
-                "found": len(searched.leaked[name]),
-                "unchecked": searched.unchecked[name],
+                "found": with_leaked.found[name],
+                "unchecked": with_leaked.unchecked[name],
                 "status_with": over_all.status,
                 "gain_with": asdict(over_all.gain) if over_all.gain else None,
             }
@@ -50,16 +49,21 @@ def only_leaked(claims: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def leak_notes(claims: Sequence[dict[str, Any]], with_leaked: WithLeaked | None) -> list[str]:
-    """How much of the suites was found in the training data, and what could not be searched, one sentence each."""
+    """How many items were found in the training data, and what could not be searched, one sentence each."""
     if with_leaked is None:
         return []
-    if with_leaked.searched is None:
-        return ["The items of the suites were not searched for in the training data (suites.contamination=false)."]
-    by_suite = {claim["name"]: claim["leaked"] for claim in claims if claim["leaked"]}
+    by_name = {claim["name"]: claim["leaked"] for claim in claims if claim["leaked"]}
     lines = [
         f"{name}: {one['found']} of {one['items']} items occur in the training data and decide nothing."
-        for name, one in by_suite.items()
+        for name, one in by_name.items()
         if one["found"]
     ]
-    lines += [unchecked_note(name, one["unchecked"]) for name, one in by_suite.items() if one["unchecked"]]
-    return lines + search_notes(with_leaked.searched)
+    lines += [unchecked_note(name, one["unchecked"]) for name, one in by_name.items() if one["unchecked"]]
+    asked = {one.claim.name for one in with_leaked.answers if one.claim.unit == UNIT and one.status != NOT_RUN}
+    missing = sorted(asked - with_leaked.found.keys())
+    if with_leaked.searched is not None:
+        lines += search_notes(with_leaked.searched)
+        missing = [] if not with_leaked.searched.sources else missing
+    if missing:
+        lines.append(f"Not searched for in the training data (suites.contamination=false): {', '.join(missing)}.")
+    return lines

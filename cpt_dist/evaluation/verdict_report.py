@@ -90,8 +90,8 @@ def _notes(judgement: Judgement) -> list[str]:
     lines = []
     if "control" not in judgement.models:
         lines.append(
-            "There is no control arm: the decay of the learning rate alone may have moved these numbers. Train one on "
-            "replay for as many tokens and give it as control=FOLDER."
+            "There is no control arm: the decay of the learning rate alone may have moved these numbers. Train one, by "
+            "the command of this run with control_arm=true and another run_dir, and give it as control=FOLDER."
         )
     if not judgement.same_tokenizer:
         lines.append("The models have different tokenizers: bits per byte can be compared, token losses can't.")

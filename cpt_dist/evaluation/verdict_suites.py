@@ -7,13 +7,13 @@ beside the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cpt_dist.config import CptConfig
-from cpt_dist.evaluation.claims import CONTROL, GOAL, RETENTION, Claim
+from cpt_dist.evaluation.claims import CONTROL, GOAL, RETENTION, Claim, without
 from cpt_dist.evaluation.suites.compare import Judge
 from cpt_dist.evaluation.suites.run import Searched, ask, load_text_model, read_questions, search_items
 from cpt_dist.evaluation.suites.suite_file import Suite
@@ -64,17 +64,6 @@ def suite_claims(
         searched = search_items(config, asked, report)
     leaked = searched.leaked if searched else {}
     return SuiteClaims([without(claim, leaked.get(claim.name, [])) for claim in found], found, searched)
-
-
-def without(claim: Claim, leaked: Sequence[int]) -> Claim:
-    """The claim, with the threshold as it is, about the items that don't stand at the places `leaked`."""
-    if not leaked or claim.gains is None or claim.weights is None:
-        return claim
-    kept = np.setdiff1d(np.arange(len(claim.gains)), leaked)
-    if not len(kept):
-        reason = f"all its {len(claim.gains)} items occur in the training data"
-        return replace(claim, gains=None, weights=None, not_run=reason)
-    return replace(claim, gains=claim.gains[kept], weights=claim.weights[kept])
 
 
 def claim_of(suite: Suite, other: SuiteScores, adapted: SuiteScores, judge: Judge, config: CptConfig) -> Claim:

@@ -1,7 +1,7 @@
 """The part of the verdict about the way: gain and forgetting of the run's checkpoints, as trajectory.json has them.
 
-Nothing is measured here. A trajectory counts only where it was measured against the same base, with the same settings
-and margins; else the report says why it is left out, and the command that measures it.
+Nothing is measured here. A trajectory counts only where it is of this run, against the same base, with the same
+settings and margins; else the report says why it is left out, and the command that measures it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def trajectory_part(config: CptConfig, judgement: Judgement, log: RunLog | None 
     record, reason = _read(path)
     if record is not None:
         differences = dict(_differences(record, config, judgement))
-        if differences:
+        if log is not None and record["run_began"] not in (None, log.began):
+            reason = f"'{path}' is of another run than the one in '{config.run_dir}'"
+        elif differences:
             reason = f"'{path}' was measured with other {', '.join(differences)}"
             command += [word for words in differences.values() for word in words]
     if record is None or reason is not None:

@@ -1,14 +1,15 @@
 """Adapted against base, and against the control arm, item by item and seed by seed.
 
-The gain is over items and seeds (`evaluation.repeated`); each seed's own comparison stands beside it. A probe of a
-recipe that taught neither model anything says nothing about either, so chance and the most frequent answer are given.
+The gain is over items and seeds (`evaluation.repeated`); each seed's own comparison stands beside it. Items that occur
+in the training data of the sources decide nothing; the gain with them stands beside the other. A probe of a recipe that
+taught neither model anything says nothing about either, so chance and the most frequent answer are given.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from cpt_dist.evaluation.repeated import RepeatedGain, repeated_gain
 from cpt_dist.evaluation.sign_flip import p_different
 from cpt_dist.evaluation.statistics import Estimate
 from cpt_dist.evaluation.suites.compare import IMPROVED, KEPT, UNDECIDED, WORSE, Judge
+from cpt_dist.evaluation.suites.run import Searched, search_items
 from cpt_dist.probe.arms import ADAPTED, BASE, ArmScores, arms_of, made
 from cpt_dist.probe.spec import ProbeTask, read_task
 
@@ -51,8 +53,9 @@ class Comparison:
     """Items that would decide, were the true gain the observed one, with the seeds as they are."""
     detectable: float
     seeds: list[SeedComparison]
-    clean: RepeatedGain | None = None
-    """Without the items found in the training data of the sources; None where none, or nearly all, were found."""
+    with_found: RepeatedGain | None = None
+    """With the items found in the training data of the sources, on which nothing else here rests; None where none was
+    found."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,13 @@ class ProbeResult:
     comparisons: list[Comparison]
     majority: float
     """Share of the gold items whose answer is the most frequent one of the training examples."""
-    contaminated: list[str] | None
-    """Items found in the training data of `data.sources`; None where nothing was searched."""
+    searched: Searched | None
+    """What was searched for the items; None where that is off or `data.sources` has no complete shards."""
+
+    @property
+    def found(self) -> list[int]:
+        """Places of the items that occur in the training data."""
+        return self.searched.leaked[self.task.suite.name] if self.searched else []
 
 
 def probe(config: CptConfig, report: Callable[[str], None] = lambda line: None) -> ProbeResult:
@@ -84,21 +92,27 @@ def probe(config: CptConfig, report: Callable[[str], None] = lambda line: None) 
     judge = Judge(config.evaluation.confidence, config.evaluation.bootstrap, config.seed, config.suites.margin)
     margin = judge.margin_of(task.suite, len(scores[0].before.keys))
     by_name = {one.arm.name: one for one in scores}
-    found = None
+    searched = None
     if config.suites.contamination and config.data.sources:
         report("searching the sources for the gold items")
-        found = _contaminated(config, task, scores)
-    comparisons = [
-        compared(one, by_name[ADAPTED], judge, margin, found or []) for one in scores if one.arm.name != ADAPTED
-    ]
-    return ProbeResult(task, judge, margin, scores, comparisons, _majority(task), found)
+        searched = _searched(config, task, by_name[BASE], report)
+    result = ProbeResult(task, judge, margin, scores, [], _majority(task), searched)
+    others = [one for one in scores if one.arm.name != ADAPTED]
+    return replace(result, comparisons=[compared(one, by_name[ADAPTED], judge, margin, result.found) for one in others])
 
 
 def compared(
-    other: ArmScores, adapted: ArmScores, judge: Judge, margin: float, contaminated: Sequence[str] = ()
+    other: ArmScores, adapted: ArmScores, judge: Judge, margin: float, found: Sequence[int] = ()
 ) -> Comparison:
-    """The comparison of two arms with the same seeds and items."""
+    """The comparison of two arms with the same seeds and items, on the items that don't stand at the places `found`.
+
+    With fewer than two of these it is over all items, and undecided.
+    """
     before, after = other.values(), adapted.values()
+    over_all = repeated_gain(after - before, judge.confidence)
+    kept = np.setdiff1d(np.arange(before.shape[1]), found)
+    if len(kept) > 1:
+        before, after = before[:, kept], after[:, kept]
     gains = after - before
     mean = gains.mean(axis=0)
     repeated = repeated_gain(gains, judge.confidence)
@@ -115,17 +129,15 @@ def compared(
     distance = repeated.value + margin if repeated.value > -margin else repeated.value
     variance = repeated.item_variance * len(mean)
     needed = paired_tests.items_to_show(variance, distance, judge.confidence) if variance else None
-    keep = [index for index, key in enumerate(adapted.before.keys) if key not in set(contaminated)]
-    clean = repeated_gain(gains[:, keep], judge.confidence) if 1 < len(keep) < len(mean) else None
     return Comparison(
         other.arm.name,
         repeated,
         p_value,
-        _outcome(repeated, p_value, margin, judge.confidence, len(mean)),
+        _outcome(repeated, p_value, margin, judge.confidence, len(kept)),
         needed,
         repeated.detectable(judge.confidence),
         seeds,
-        clean,
+        over_all if len(found) else None,
     )
 
 
@@ -145,20 +157,13 @@ def _majority(task: ProbeTask) -> float:
     return sum(item.answer == most for item in task.suite.items) / len(task.suite.items)
 
 
-def _contaminated(config: CptConfig, task: ProbeTask, scores: Sequence[ArmScores]) -> list[str] | None:
-    """Keys of the gold items that share words with the sources' shards; None where there are no complete shards."""
-    from cpt_dist.evaluation.suites.run import Answers, Questions, compare_answers
+def _searched(config: CptConfig, task: ProbeTask, base: ArmScores, report: Callable[[str], None]) -> Searched | None:
+    """The gold items, looked up in the sources' shards; None where there are no complete shards."""
     from cpt_dist.evaluation.suites.tasks import SuiteScores
 
-    suite = task.suite
-    base = next(one for one in scores if one.arm.name == BASE)
-    values = base.values().mean(axis=0)
-    items = suite.items[: len(values)]
-    texts = [f"{item.prompt} {item.answer}" for item in items]
+    suite, values = task.suite, base.values().mean(axis=0)
+    texts = [f"{item.prompt} {item.answer}" for item in suite.items[: len(values)]]
     chance = np.full(len(values), base.before.chance)
     asked = SuiteScores(keys=base.before.keys, metric=str(suite.metric), values=values, chance=chance, texts=texts)
-    answers = Answers(suites={suite.name: asked})
-    searched = compare_answers(config, Questions([suite], {}, []), answers, answers).searched
-    if searched is None or not searched.sources:
-        return None
-    return [key for _, key, _ in searched.evidence]
+    searched = search_items(config, {suite.name: asked}, report)
+    return searched if searched.sources else None

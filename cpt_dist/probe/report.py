@@ -19,6 +19,7 @@ from cpt_dist.evaluation import plots, statistics
 from cpt_dist.evaluation.probe_claims import FORMAT
 from cpt_dist.evaluation.report import render
 from cpt_dist.evaluation.suites.compare import UNDECIDED
+from cpt_dist.evaluation.suites.report import contamination_record, search_notes, unchecked_note
 from cpt_dist.probe.arms import ArmScores
 from cpt_dist.probe.compare import Comparison, ProbeResult
 from cpt_dist.report_files import write_report_files
@@ -47,8 +48,9 @@ def build_record(result: ProbeResult) -> dict[str, Any]:
         },
         "arms": [_arm_record(one, result) for one in result.arms],
         "comparisons": [_comparison_record(one) for one in result.comparisons],
-        "contaminated": None if result.contaminated is None else len(result.contaminated),
-        "contaminated_items": result.contaminated,
+        "contamination": contamination_record(result.searched),
+        "found": result.found,
+        "unchecked": result.searched.unchecked[result.task.suite.name] if result.searched else None,
         "scores": {one.arm.name: one.values().tolist() for one in result.arms},
     }
 
@@ -87,7 +89,7 @@ def _comparison_record(found: Comparison) -> dict[str, Any]:
         "seed_share_of_variance": found.repeated.seed_share,
         "detectable": found.detectable,
         "items_needed": found.items_needed,
-        "clean_gain": asdict(found.clean.gain) if found.clean else None,
+        "gain_with_found": asdict(found.with_found.gain) if found.with_found else None,
         "seeds": [asdict(one) for one in found.seeds],
     }
 
@@ -122,13 +124,20 @@ def _notes(result: ProbeResult) -> list[str]:
         signs = {one.gain.value > 0 for one in found.seeds if one.gain.value}
         if len(signs) > 1:
             lines.append(f"Against {found.other}: the sign of the gain differs from seed to seed.")
-    if result.contaminated is None:
+    if result.searched is None:
         lines.append("No training data of the sources was searched for the gold items.")
-    elif result.contaminated:
-        lines.append(
-            f"{len(result.contaminated)} gold items share words in a row with the training data of the sources; the "
-            "gain without them stands beside the other."
-        )
+    else:
+        name, items = result.task.suite.name, len(result.arms[0].before.keys)
+        if result.found:
+            lines.append(
+                f"{len(result.found)} of {items} gold items occur in the training data and decide nothing; the gain "
+                "with them stands beside the other."
+            )
+        if items - len(result.found) < 2:
+            lines.append("Without them nothing is left to compare: the gains are those with them, and undecided.")
+        if result.searched.unchecked[name]:
+            lines.append(unchecked_note(name, result.searched.unchecked[name]))
+        lines += search_notes(result.searched)
     folders = {one.arm.model for one in result.arms}
     if len(folders) < len(result.arms):
         lines.append("Two arms are the same model, so no difference can be found between them.")

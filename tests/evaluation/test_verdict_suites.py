@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cpt_dist.config import CptConfig
-from cpt_dist.evaluation.claims import answers, decide
+from cpt_dist.evaluation.claims import answers, decide, without
 from cpt_dist.evaluation.suites.compare import Judge
 from cpt_dist.evaluation.suites.contamination import Evidence
 from cpt_dist.evaluation.suites.run import Searched
@@ -14,7 +14,7 @@ from cpt_dist.evaluation.suites.suite_file import Suite
 from cpt_dist.evaluation.suites.tasks import SuiteScores
 from cpt_dist.evaluation.verdict import Judgement, WithLeaked
 from cpt_dist.evaluation.verdict_report import write_verdict
-from cpt_dist.evaluation.verdict_suites import claim_of, suite_claims, without
+from cpt_dist.evaluation.verdict_suites import claim_of, suite_claims
 from tests.evaluation.suites.small import model_folder, questions, suite_file
 from tests.evaluation.test_evaluate import SETTINGS
 
@@ -117,7 +117,7 @@ def test_a_report_shows_the_answers_with_and_without_leaked_items_and_names_what
     over_all, clean = claim_with_leaks(gained=60, leaked=60)
     evidence = [("facts", "3", Evidence("law", "ab" * 16, "the words that were found"))]
     searched = Searched(["law"], ["web"], 10, 1000, evidence, {"facts": list(range(60))}, {"facts": 2})
-    with_leaked = WithLeaked(answers([over_all], 0.95, 400, 0), searched)
+    with_leaked = WithLeaked(answers([over_all], 0.95, 400, 0), searched, {"facts": 60}, {"facts": 2})
     verdict = decide(answers([clean], 0.95, 400, 0))
     models = {"base": "models/base", "adapted": "runs/x/model"}
     record = write_verdict(Judgement(models, True, SETTINGS, verdict, [], with_leaked), tmp_path)
@@ -137,7 +137,7 @@ def test_a_verdict_whose_items_were_not_searched_says_so(tmp_path):
     claim, _ = claim_with_leaks(gained=60, leaked=0)
     found = answers([claim], 0.95, 400, 0)
     models = {"base": "models/base", "adapted": "runs/x/model"}
-    judgement = Judgement(models, True, SETTINGS, decide(found), [], WithLeaked(found, None))
+    judgement = Judgement(models, True, SETTINGS, decide(found), [], WithLeaked(found, None, {}, {}))
     record = write_verdict(judgement, tmp_path)
     assert (record["claims"][0]["leaked"], record["contamination"]) == (None, None)
-    assert any("suites.contamination=false" in line for line in record["notes"])
+    assert "Not searched for in the training data (suites.contamination=false): facts." in record["notes"]

@@ -108,3 +108,13 @@ def test_a_checkpoint_that_another_beats_in_both_is_not_on_the_front():
 
     visits = [visit(1, 0.1, 0.0), visit(2, 0.3, 0.1), visit(3, 0.2, 0.2), {"step": 4, "gain": None, "forgetting": None}]
     assert pareto_steps(visits) == [1, 2]
+
+
+def test_a_trajectory_of_another_run_is_left_out_and_a_moved_run_is_the_same(case):
+    config, judgement, found = case
+    write_trajectory(replace(found, run_dir="elsewhere", run_began=5.0), config.evaluate.out)
+    same, other = (RunLog(starts=[{"time": time}]) for time in (5.0, 6.0))
+    assert trajectory_part(config, judgement, same)["measured"] is not None
+    part = trajectory_part(config, judgement, other)
+    assert part["measured"] is None
+    assert part["not_measured"].endswith(f"is of another run than the one in '{config.run_dir}'")

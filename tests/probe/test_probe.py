@@ -109,14 +109,15 @@ def test_the_verdict_reads_a_probe_as_a_goal_or_as_what_must_be_kept(planted):
     config.verdict.probe = config.probe.out
     config.verdict.goals = ["gold"]
     folders = {"base": config.model.path, "adapted": config.evaluate.adapted}
-    (claim,) = probe_claims(config, folders)
+    (claim,) = probe_claims(config, folders).claims
     assert (claim.name, claim.kind, claim.threshold) == ("gold (probe)", "goal", 0.0)
     assert decide(answers([claim], 0.95, 500, 0)).word == "helped"
     missing = claims_of_probe(record, config, with_control=True)[1]
     assert (missing.kind, missing.gains) == ("control", None)
 
     config.verdict.goals = []
-    (kept,) = probe_claims(config, {"base": config.evaluate.adapted, "adapted": config.evaluate.adapted} | folders)
+    same = {"base": config.evaluate.adapted, "adapted": config.evaluate.adapted}
+    (kept,) = probe_claims(config, same | folders).claims
     assert (kept.kind, kept.threshold) == ("retention", -0.03)
     with pytest.raises(UserError, match=r"adapted of the probe 'gold' was .*, whose files are others"):
         probe_claims(config, folders | {"adapted": config.model.path})

@@ -1,6 +1,10 @@
 """Suites on a tiny model: our scores are those of lm-evaluation-harness' own Hugging Face backend, item by item."""
 
+import json
 import logging
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -177,3 +181,21 @@ def test_worked_examples_stand_before_the_question_and_are_not_searched_for(lm, 
     context = tasks["words"].instances[0].args[0]
     assert context.count("which word follows") == 3
     assert all(text.count("which word follows") == 1 for text in scores.texts)
+
+
+@pytest.mark.e2e
+def test_scores_equal_those_of_the_librarys_own_command_line_item_by_item(folder, lm, both, tmp_path):
+    words = ["--model", "hf", "--model_args", f"pretrained={folder / 'model'},dtype=float32"]
+    words += ["--tasks", "their_choices"]
+    words += ["--include_path", str(folder / "tasks"), "--num_fewshot", "0", "--device", "cpu", "--batch_size", "4"]
+    words += ["--log_samples", "--output_path", str(tmp_path)]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-m", "lm_eval", *words], env=offline, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (written,) = tmp_path.rglob("samples_their_choices_*.jsonl")
+    theirs = {s["doc_hash"]: s for s in map(json.loads, written.read_text(encoding="utf-8").splitlines())}
+    ours = {sample["doc_hash"]: sample for sample in both[0]["their_choices"]}
+    assert ours.keys() == theirs.keys()
+    assert {key: (s["acc"], s["acc_norm"]) for key, s in ours.items()} == {
+        key: (s["acc"], s["acc_norm"]) for key, s in theirs.items()
+    }
