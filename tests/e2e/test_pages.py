@@ -11,9 +11,12 @@ from cpt_dist.diagnosis.diagnose import diagnose
 from cpt_dist.diagnosis.report import write_report as write_diagnosis
 from cpt_dist.doctor.report import build_record, examine, write_record
 from cpt_dist.evaluation.claims import answers, decide
+from cpt_dist.evaluation.long_context.measure import evaluate_long_context
+from cpt_dist.evaluation.long_context.report import write_report as write_long_context
 from cpt_dist.evaluation.report import write_report
+from cpt_dist.evaluation.suites.compare import Judge
 from cpt_dist.evaluation.suites.report import write_suites_report
-from cpt_dist.evaluation.suites.run import Answers, Questions, compare_answers
+from cpt_dist.evaluation.suites.run import Answers, Questions, Searched, compare_answers
 from cpt_dist.evaluation.suites.suite_file import Suite
 from cpt_dist.evaluation.suites.tasks import SuiteScores
 from cpt_dist.evaluation.trajectory import Trajectory, all_of
@@ -23,13 +26,21 @@ from cpt_dist.evaluation.verdict_report import write_verdict
 from cpt_dist.planning.run_figures import quantity
 from cpt_dist.planning.run_plan import plan_run
 from cpt_dist.planning.run_report import write_run_plan
+from cpt_dist.probe.compare import ProbeResult, compared
+from cpt_dist.probe.report import write_probe
+from cpt_dist.probe.spec import read_task
 from cpt_dist.verdict_config import VerdictConfig
 from tests.doctor import run_folder
+from tests.evaluation.long_context.test_measure import made, mapping_of, models_and_documents
+from tests.evaluation.long_context.test_measure import planted as models_that_forget
 from tests.evaluation.test_evaluate import SETTINGS, planted
 from tests.evaluation.test_report import evaluation_of
 from tests.evaluation.test_trajectory import STEPS, Planted
 from tests.helpers import browser, tiny_run
 from tests.helpers.in_process import typed
+from tests.probe.small import configured, write_task
+from tests.probe.test_found_items import ITEMS as PROBE_ITEMS
+from tests.probe.test_found_items import arm as probe_arm
 
 pytestmark = pytest.mark.e2e
 
@@ -115,19 +126,42 @@ def plan(folder, tiny):
     return lambda record: [quantity(record["total"]["tokens"]), f"{record['total']['steps']:,}"]
 
 
-@pytest.mark.parametrize("write", [report, verdict, trajectory, suites, diagnosis, doctor, plan])
+def probe(folder, tiny):
+    base, adapted = probe_arm("base", 20), probe_arm("adapted", 90)
+    config = configured(write_task(folder / "task", items=PROBE_ITEMS), tiny[0] / "model")
+    judge = Judge(0.95, 500, 0)
+    found = [compared(base, adapted, judge, 0.03, range(10))]
+    suite = read_task(config).suite.name
+    searched = Searched(["law"], [], 10, 1000, [], {suite: list(range(10))}, {suite: 0})
+    write_probe(ProbeResult(read_task(config), judge, 0.03, [base, adapted], found, 0.4, searched), folder)
+    return lambda record: [f"{record['comparisons'][0]['gain']['value']:+.4f}", record["spec_hash"]]
+
+
+def long_context(folder, tiny):
+    with pytest.MonkeyPatch.context() as patch:
+        models_that_forget(patch, {"base": 600, "adapted": 900})
+        mapping = mapping_of(models_and_documents(folder / "long"))
+        write_long_context(evaluate_long_context(made(mapping)), folder)
+    return lambda record: [f"{b['loss']['value']:.4f}" for b in record["positions"]["curves"]["base"]["buckets"]]
+
+
+PAGES = [report, verdict, trajectory, suites, diagnosis, doctor, plan, probe, long_context]
+
+
+@pytest.mark.parametrize("write", PAGES)
 def test_a_report_in_a_browser_asks_for_nothing_and_shows_what_its_record_says(write, chromium, tiny, tmp_path):
     expected = write(tmp_path, tiny)
     name = write.__name__
     record = json.loads((tmp_path / f"{name}.json").read_text())
     page = chromium.open(tmp_path / f"{name}.html")
     assert page.requests == []
-    assert all(address.startswith("#") for address in page.addresses)
+    assert [address for address in page.addresses if not address.startswith(("#", "data:image/png;"))] == []
     assert "script" not in page.counts
     assert page.counts["svg"] == page.counts["figure"] >= 1
     for text in expected(record):
         assert text in page.text
     known = browser.numbers_of(record)
+    known += [one["stop"] - 1 for one in record.get("positions", {}).get("changes", [])]  # shown as its last token
     assert [shown for shown in page.numbers() if not browser.agrees(shown, known)] == []
 
 

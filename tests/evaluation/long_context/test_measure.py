@@ -26,7 +26,11 @@ TASKS = ["niah_single_1", "niah_multikey_1", "passkey"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("long")
+    return models_and_documents(tmp_path_factory.mktemp("long"))
+
+
+def models_and_documents(folder):
+    """Two models and ten documents of 500 words in `folder`."""
     save_model(folder / "base")
     save_model(folder / "adapted", seed=1)
     generator = np.random.default_rng(0)
@@ -39,6 +43,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def mapping(folder):
+    return mapping_of(folder)
+
+
+def mapping_of(folder):
+    """What to measure of the models in `folder`."""
     return {
         "evaluate": {
             "what": "long_context",
