@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # More would let tests with processes of their own fight over the cores of a small machine.
 TEST_PROCESSES ?= 2
 
-.PHONY: setup demo study-medical test test-slow test-slurm torture lint bench docs clean
+.PHONY: setup demo study-medical curate-example test test-slow test-slurm torture lint bench docs clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,10 @@ demo: setup
 # Continued pretraining on the Gene Ontology with and without replay; the report is docs/studies/medical.md.
 study-medical: setup
 	$(BIN)/python -m studies.medical
+
+# Curation of five corpora and its report, docs/studies/curation.md; a few minutes on two idle cores.
+curate-example: setup
+	$(BIN)/python -m studies.curation
 
 # Reports are opened in Chromium where there is one; with CPT_REQUIRE_CHROMIUM=1 in the environment it must be there.
 # The tests without processes of their own; the others are `make test-slow`, and .ci/run runs all of them.

@@ -20,6 +20,8 @@ PII_POLICIES = (MASK, DROP, COUNT, OFF)
 STRIP, SPDX = "strip", "spdx"
 HEADER_POLICIES = (KEEP, STRIP, SPDX)
 ANNOTATE = "annotate"
+INPUT_ORDER, FIELD_ORDER, DEPENDENCIES = "input", "field", "dependencies"
+JOIN_ORDERS = (INPUT_ORDER, FIELD_ORDER, DEPENDENCIES)
 COMPONENTS = ("gopher", "c4", "fineweb", "repetition", "format", "density", "perplexity", "relevance", "keywords")
 """Scores between 0 and 1 that `quality` is the weighted mean of."""
 PII_TYPES = (
@@ -177,6 +179,20 @@ class CleaningConfig:
 
 
 @dataclass
+class JoiningConfig:
+    by: str | None = None
+    """Field of a raw record, such as repository or book: documents of the source in which it has the same value become
+    one document, after everything else that is done to them and before chunking. null: they stay apart."""
+    order: str = INPUT_ORDER
+    """How they follow each other: input (as in the raw files), field (by `order_field`, as numbers if all of them are),
+    or dependencies (files of code after those that they import, each under a comment with its path)."""
+    order_field: str = "path"
+    """Field of a raw record that gives the order; for dependencies the path in the repository."""
+    separator: str = "\n\n"
+    """What stands between two documents, unless files are in the order of dependencies."""
+
+
+@dataclass
 class ChunkingConfig:
     max_characters: int = 0
     """Longer documents are cut at headings, else paragraphs, lines, sentences, words, characters; 0: never."""
@@ -191,4 +207,5 @@ class StepsConfig:
     quality: QualityConfig = field(default_factory=QualityConfig)
     pii: PiiConfig = field(default_factory=PiiConfig)
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
+    joining: JoiningConfig = field(default_factory=JoiningConfig)
     chunking: ChunkingConfig = field(default_factory=ChunkingConfig)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 EXECUTORS = ("local", "slurm", "ray")
 PREPARE_WHAT = ("shards", "curate", "report")
-DOCUMENT, COUNT = "document", "count"
-CONTAMINATION_ACTIONS = (DOCUMENT, COUNT)
+DOCUMENT, SPANS, COUNT = "document", "spans", "count"
+CONTAMINATION_ACTIONS = (DOCUMENT, SPANS, COUNT)
 
 
 @dataclass
@@ -56,7 +56,14 @@ class DecontaminationConfig:
     ngram: int = 13
     """Words in a row in common that make a document contaminated; fewer for items that are shorter."""
     action: str = DOCUMENT
-    """What becomes of a contaminated document: document (it is dropped), or count (it stays, and is listed)."""
+    """What becomes of a contaminated document: document (it is dropped), spans (the words and `margin_characters` on
+    both sides are cut out, and what is left are documents of their own), or count (it stays, and is counted)."""
+    margin_characters: int = 200
+    """spans: characters that go on either side of the words."""
+    min_piece_characters: int = 200
+    """spans: what is left between two cuts goes with them if it is shorter."""
+    max_pieces: int = 10
+    """spans: a document of which more pieces would be left is dropped as a whole."""
 
 
 @dataclass
@@ -113,6 +120,9 @@ def curation_pipeline_problems(config: CurationPipelineConfig) -> Iterator[str]:
             "near_duplicates.permutations": (near.permutations, 16),
             "paragraph_duplicates.min_bytes": (config.paragraph_duplicates.min_bytes, 1),
             "decontamination.ngram": (config.decontamination.ngram, 2),
+            "decontamination.margin_characters": (config.decontamination.margin_characters, 0),
+            "decontamination.min_piece_characters": (config.decontamination.min_piece_characters, 1),
+            "decontamination.max_pieces": (config.decontamination.max_pieces, 1),
             "slurm.cpus_per_task": (config.slurm.cpus_per_task, 1),
             "slurm.mem_per_cpu_gb": (config.slurm.mem_per_cpu_gb, 1),
         }

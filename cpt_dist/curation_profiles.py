@@ -69,6 +69,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         # A placeholder in a string or a licence header changes the program, so hits are only counted.
         "pii": {"policy": "count"},
         "cleaning": {"generated": "drop"},
+        "joining": {"order": "dependencies"},
     },
 }  # fmt: skip
 """Name -> values under StepsConfig that differ from the defaults."""

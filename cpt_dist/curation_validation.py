@@ -18,11 +18,14 @@ from cpt_dist.curation_config import (
     DROP,
     FASTTEXT,
     HEADER_POLICIES,
+    INPUT_ORDER,
+    JOIN_ORDERS,
     KEEP,
     LABEL,
     PII_POLICIES,
     PII_TYPES,
     ChunkingConfig,
+    JoiningConfig,
     LanguageConfig,
     PiiConfig,
     QualityConfig,
@@ -122,6 +125,15 @@ def _pii_problems(pii: PiiConfig, key: str) -> list[str]:
     return problems
 
 
+def _joining_problems(joining: JoiningConfig, key: str) -> list[str]:
+    problems = _choice(joining.order, JOIN_ORDERS, f"{key}.order")
+    if joining.by == "":
+        problems.append(f"{key}.by: '' is no field; name the field that documents are joined by, or set null")
+    if joining.by and joining.order != INPUT_ORDER and not joining.order_field:
+        problems.append(f"{key}.order_field: order={joining.order} needs a field, such as path; name it")
+    return problems
+
+
 def _chunking_problems(chunking: ChunkingConfig, key: str) -> list[str]:
     problems = []
     if chunking.max_characters < 0:
@@ -141,5 +153,6 @@ def steps_problems(settings: StepsConfig, measures: Iterable[str], key: str) -> 
         *_choice(cleaning.abbreviations, (KEEP, ANNOTATE), f"{key}.cleaning.abbreviations"),
         *_choice(cleaning.generated, (KEEP, DROP), f"{key}.cleaning.generated"),
         *_choice(cleaning.licence_headers, HEADER_POLICIES, f"{key}.cleaning.licence_headers"),
+        *_joining_problems(settings.joining, f"{key}.joining"),
         *_chunking_problems(settings.chunking, f"{key}.chunking"),
     ]

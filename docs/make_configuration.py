@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import MISSING, OmegaConf
 
-from cpt_dist import config, curation_config
+from cpt_dist import config, curation_config, curation_pipeline_config
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# Configuration
@@ -36,9 +36,19 @@ CURATION_STEPS = {
     "quality.relevance": curation_config.RelevanceConfig,
     "pii": curation_config.PiiConfig,
     "cleaning": curation_config.CleaningConfig,
+    "joining": curation_config.JoiningConfig,
     "chunking": curation_config.ChunkingConfig,
 }
 """Settings of steps, which lie below a dictionary: a profile and what differs from it."""
+
+
+CURATION = {
+    "curation": curation_pipeline_config.CurationPipelineConfig,
+    "curation.near_duplicates": curation_pipeline_config.NearDuplicatesConfig,
+    "curation.paragraph_duplicates": curation_pipeline_config.ParagraphDuplicatesConfig,
+    "curation.decontamination": curation_pipeline_config.DecontaminationConfig,
+    "curation.slurm": curation_pipeline_config.SlurmCurationConfig,
+}
 
 
 def explanations(schema: type) -> dict[str, str]:
@@ -75,6 +85,7 @@ def page() -> str:
         ("data.sources.NAME", config.SourceConfig),
         ("data.sources.NAME.strata", config.StrataConfig),
         *((f"data.sources.NAME.curation.{name}", schema) for name, schema in CURATION_STEPS.items()),
+        *((f"data.{name}", schema) for name, schema in CURATION.items()),
         ("engine", config.EngineConfig),
         ("optimizer", config.OptimizerConfig),
         ("schedule", config.ScheduleConfig),

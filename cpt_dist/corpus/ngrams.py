@@ -29,6 +29,19 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
+def words_and_places(text: str) -> tuple[list[str], list[tuple[int, int]]]:
+    """The words of a text, and the characters of it that each one stands at.
+
+    Words are folded one by one, as a text in lower case may have another length ('İ' becomes two characters).
+    """
+    words, places = [], []
+    for match in _WORD.finditer(text):
+        for word in words_of(match.group()):
+            words.append(word)
+            places.append(match.span())
+    return words, places
+
+
 class WordHashes:
     """Hashes of words, and of several in a row."""
 
@@ -89,11 +102,21 @@ class NgramIndex:
 
     def items_in(self, text: str) -> Iterator[tuple[int, str]]:
         """(item, words found) for every n-gram of an item that occurs in `text`."""
-        words = words_of(text)
+        for _, _, item, gram in self._hits(words_of(text)):
+            yield item, gram
+
+    def places_in(self, text: str) -> Iterator[tuple[int, int, int, str]]:
+        """(first character, character after the last, item, words found) of each n-gram that `items_in` finds."""
+        words, places = words_and_places(text)
+        for first, last, item, gram in self._hits(words):
+            yield places[first][0], places[last][1], item, gram
+
+    def _hits(self, words: list[str]) -> Iterator[tuple[int, int, int, str]]:
+        """(first word, last word, item, words) of each n-gram of an item that occurs in a row of words."""
         for size, known in self._sorted.items():
             hashes = self._hashes.in_a_row(words, size)
             places = np.searchsorted(known, hashes).clip(max=len(known) - 1)
-            for start in np.flatnonzero(known[places] == hashes):
+            for start in np.flatnonzero(known[places] == hashes).tolist():
                 gram = tuple(words[start : start + size])
                 for item in self._items.get(gram, ()):
-                    yield item, " ".join(gram)
+                    yield start, start + size - 1, item, " ".join(gram)

@@ -1,13 +1,14 @@
 """Joins the files of a repository into one document, dependencies first, so that a file stands after what it uses.
 
-It sees many documents, so it is no step: whoever knows which documents are of one repository calls it on them. The
-order is that of DeepSeek-Coder (Guo et al. 2024, arXiv 2401.14196, section 2.2): of the files whose dependencies are
+It sees many documents, so it is no step; `curation/join.py` calls it on those that are of one repository. The order is
+that of DeepSeek-Coder (Guo et al. 2024, arXiv 2401.14196, section 2.2): of the files whose dependencies are
 all placed, else of those with the fewest that aren't, the one with the smallest path.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,28 +31,17 @@ _DEFAULT_COMMENT = "//"
 
 
 @dataclass(frozen=True)
-class RepositoryFile:
-    """A file of a repository, after its own curation."""
-
-    path: str
-    """From the top of the repository, with slashes."""
-    document: CuratedDocument
-
-
-@dataclass(frozen=True)
 class Part:
-    """Where a file stands in the joined text."""
+    """Where a document stands in the joined text."""
 
-    path: str
-    id: bytes
+    document: CuratedDocument
     offset: int
     """Characters before its own text, which follows unchanged."""
-    length: int
 
 
 @dataclass(frozen=True)
-class JoinedRepository:
-    """The joined document and what it consists of."""
+class Joined:
+    """A joined document and what it consists of."""
 
     document: CuratedDocument
     parts: tuple[Part, ...]
@@ -138,31 +128,61 @@ def dependency_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
     return order
 
 
-def join_repository(name: str, files: Sequence[RepositoryFile]) -> JoinedRepository:
-    """One document of all files in dependency order, each under a comment with its path.
+def join_repository(name: str, files: Sequence[CuratedDocument]) -> Joined:
+    """One document of the files of a repository (`place` is the path) by dependencies, each under a comment with it.
 
-    Its id is that of the joined text, counts are summed, and labels and scores are left out, as they were of single
-    files. The same files in any order give the same document. Raises ValueError without files or with a path twice.
+    Files with one path follow each other in their order, as pieces of a file that was cut do. The result is that of
+    `join` and doesn't depend on the order of files with different paths.
     """
-    by_path = {file.path: file.document for file in files}
-    if not files or len(by_path) < len(files):
-        raise ValueError(f"repository '{name}': {len(files)} files with {len(by_path)} different paths")
-    texts = {path: document.text for path, document in sorted(by_path.items())}
-    pieces: list[str] = []
+    by_path: dict[str, list[CuratedDocument]] = {}
+    for file in files:
+        by_path.setdefault(str(file.place), []).append(file)
+    texts = {path: "\n".join(one.text for one in found) for path, found in sorted(by_path.items())}
+    pieces: list[tuple[str, CuratedDocument, str]] = []
+    for path in dependency_order(dependencies(texts)):
+        marker = _COMMENTS.get(posixpath.splitext(path)[1], _DEFAULT_COMMENT)
+        for file in by_path[path]:
+            end = "\n" if file.text.endswith("\n") else "\n\n"
+            pieces.append((f"{marker} {path}\n", file, end))
+    return join(name, pieces)
+
+
+def join(name: str, pieces: Sequence[tuple[str, CuratedDocument, str]]) -> Joined:
+    """One document of several, with what stands before and after each of them.
+
+    Its id is that of the joined text and `group` is `name`. Counts are summed, scores are means weighted by the
+    characters of the documents that have them, and of the labels those stay that all have. Raises ValueError without
+    a document.
+    """
+    if not pieces:
+        raise ValueError(f"'{name}': there is nothing to join")
+    documents = [document for _, document, _ in pieces]
     parts: list[Part] = []
     offset, counts = 0, dict[str, int]()
-    for path in dependency_order(dependencies(texts)):
-        document = by_path[path]
-        marker = _COMMENTS.get(posixpath.splitext(path)[1], _DEFAULT_COMMENT)
-        header = f"{marker} {path}\n"
-        end = "" if document.text.endswith("\n") else "\n"
-        parts.append(Part(path, document.id, offset + len(header), len(document.text)))
-        pieces += [header, document.text, end, "\n"]
-        offset += len(header) + len(document.text) + len(end) + 1
+    for before, document, after in pieces:
+        parts.append(Part(document, offset + len(before)))
+        offset += len(before) + len(document.text) + len(after)
         for key, number in document.counts.items():
             counts[key] = counts.get(key, 0) + number
-    text = "".join(pieces)
-    first = by_path[parts[0].path]
-    labels = {"content": "code", "repository": name}
-    joined = CuratedDocument(document_id(text), text, first.source, first.origin, labels=labels, counts=counts)
-    return JoinedRepository(joined, tuple(parts))
+    text = "".join(before + document.text + after for before, document, after in pieces)
+    labels = {
+        key: value
+        for key, value in documents[0].labels.items()
+        if all(document.labels.get(key) == value for document in documents)
+    }
+    first = documents[0]
+    joined = CuratedDocument(
+        document_id(text), text, first.source, first.origin, _mean_scores(documents), labels, counts, group=name
+    )
+    return Joined(joined, tuple(parts))
+
+
+def _mean_scores(documents: Sequence[CuratedDocument]) -> dict[str, float]:
+    sums: dict[str, tuple[float, int]] = {}
+    for document in documents:
+        length = len(document.text)
+        for name, value in document.scores.items():
+            if not math.isnan(value):
+                total, weight = sums.get(name, (0.0, 0))
+                sums[name] = (total + value * length, weight + length)
+    return {name: total / weight for name, (total, weight) in sums.items() if weight}

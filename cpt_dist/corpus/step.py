@@ -41,6 +41,10 @@ class CuratedDocument:
     """A chunk: the id of the whole document."""
     offset: int = 0
     """A chunk: characters of the whole document before it."""
+    group: str | None = None
+    """Value of the raw record's field that says what it's joined with (`JoiningConfig.by`)."""
+    place: str | None = None
+    """Value of the field that says where it stands there (`JoiningConfig.order_field`)."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,30 @@ class Dropped:
     """One of few, such as language or min_words; the report counts them."""
     detail: str = ""
     """What about this document, such as 'de, wanted en'; shown with samples."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What the step found out before it dropped the document, such as language: de; counted in the report."""
+
+
+@dataclass(frozen=True)
+class RemovedText:
+    """A part of a document that was cut out."""
+
+    document: CuratedDocument
+    """The document before the cut."""
+    start: int
+    end: int
+    """Characters of `document.text`, from `start` up to and without `end`."""
+    detail: str
+    """Why it was."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is left of a document of which parts were cut out."""
+
+    pieces: Sequence[CuratedDocument]
+    removed: Sequence[RemovedText]
+    """Pieces and removed parts, in the order of their offsets, are the document."""
 
 
 class Step(Protocol):
@@ -60,8 +88,8 @@ class Step(Protocol):
     def name(self) -> str:
         """What reports call it."""
 
-    def __call__(self, document: CuratedDocument) -> CuratedDocument | Dropped:
-        """The document as it goes on, or why it doesn't."""
+    def __call__(self, document: CuratedDocument) -> CuratedDocument | Dropped | Cut:
+        """The document as it goes on, what is left of it, or why it goes no further."""
 
 
 class Splitter(Protocol):

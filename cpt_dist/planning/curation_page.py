@@ -21,21 +21,26 @@ from cpt_dist.corpus.curation.curate import CuratedFolder
 from cpt_dist.errors import UserError
 from cpt_dist.figure_style import COLOURS, INK, STYLE, svg
 from cpt_dist.files import atomic_write, write_json
-from cpt_dist.planning.curation_summary import summarise
+from cpt_dist.planning.curation_summary import PERCENTILES, summarise
 from cpt_dist.planning.run_figures import quantity
 from cpt_dist.planning.run_report import PlanTable, print_table
 
 FIRST_SCORES = ("quality", "gopher", "c4", "fineweb", "repetition", "format", "density", "perplexity", "relevance")
 """Scores that are drawn before those with thresholds; the record has all of them."""
 _PANELS_IN_A_ROW = 3
-_LANGUAGES_SHOWN = 12
+_LANGUAGES_SHOWN, _RULES_SHOWN = 12, 10
+_LINE = 80
+_MISSED = "missed."
+_BARS = " ▁▂▃▄▅▆▇█"
 
 
 def tables(record: dict[str, Any]) -> list[PlanTable]:
     """The tables of a record, those of each source first."""
-    made = [_sources(record), _epochs(record), _overlap(record), _clusters(record), _contamination(record)]
+    made = [_sources(record), _epochs(record), _overlap(record), _clusters(record), _largest(record)]
+    made.append(_contamination(record))
     for name, source in record["sources"].items():
-        made += [_steps(name, source), _reasons(name, source), _labels(name, source), _notes(name, source)]
+        made += [_steps(name, source), _reasons(name, source), _labels(name, source), _scores(name, source)]
+        made += [_notes(name, source), _missed(name, source)]
     return [table for table in made if table is not None]
 
 
@@ -57,7 +62,7 @@ def _sources(record: dict[str, Any]) -> PlanTable:
                 quantity(last["bytes_kept"]),
                 quantity(source["tokens_read"]),
                 quantity(source["tokens"]),
-                "exact" if source["tokens_counted"] else "from a part",
+                "exact" if source["tokens_counted"] else "in part estimated",
                 f"{done['tokens']:,}" if done else "–",
             ]
         )
@@ -73,6 +78,7 @@ def _steps(name: str, source: dict[str, Any]) -> PlanTable:
             f"{one['kept']:,}",
             f"{one['gone']:,}",
             f"{one['gone'] / one['read']:.2%}" if one["read"] else "–",
+            f"{one['pieces']:,}",
             quantity(one["bytes_read"]),
             quantity(one["bytes_kept"]),
             quantity(one["tokens_dropped"]),
@@ -86,6 +92,7 @@ def _steps(name: str, source: dict[str, Any]) -> PlanTable:
         "kept",
         "dropped",
         "share",
+        "become",
         "bytes before",
         "bytes after",
         "tokens dropped",
@@ -101,22 +108,68 @@ def _reasons(name: str, source: dict[str, Any]) -> PlanTable | None:
 
 def _labels(name: str, source: dict[str, Any]) -> PlanTable | None:
     rows = []
-    for label, values in source["labels"].items():
-        total = sum(values.values())
-        most = sorted(values.items(), key=lambda item: (-item[1], item[0]))
-        rows += [[label, value, f"{n:,}", f"{n / total:.1%}"] for value, n in most[:_LANGUAGES_SHOWN]]
-        if rest := sum(n for _, n in most[_LANGUAGES_SHOWN:]):
-            rows.append([label, f"{len(most) - _LANGUAGES_SHOWN} others", f"{rest:,}", f"{rest / total:.1%}"])
-    title = f"{name}: labels of what is left"
-    return PlanTable(title, ["label", "value", "documents", "share"], rows, 2) if rows else None
+    for label, before in source["labels_before"].items():
+        left = source["labels"].get(label, {})
+        most = sorted(before, key=lambda value: (-before[value], value))
+        named, others = most[:_LANGUAGES_SHOWN], most[_LANGUAGES_SHOWN:]
+        shown = [(value, before[value], left.get(value, 0)) for value in named]
+        if others:
+            sums = (sum(counts.get(value, 0) for value in others) for counts in (before, left))
+            shown.append((f"{len(others)} others", *sums))
+        for value, there, here in shown:
+            rows.append([label, value, f"{there:,}", _share(there, before), f"{here:,}", _share(here, left)])
+    title = f"{name}: labels, such as the language, before the filters (without exact duplicates) and of what is left"
+    return PlanTable(title, ["label", "value", "before", "share", "left", "share"], rows, 2) if rows else None
+
+
+def _share(number: int, counts: dict[str, int]) -> str:
+    return f"{number / total:.1%}" if (total := sum(counts.values())) else "–"
+
+
+def _scores(name: str, source: dict[str, Any]) -> PlanTable | None:
+    """Scores of all documents that have them, as percentiles and as a row of bars with the thresholds in it."""
+    rows = []
+    for score in shown_scores(source["scores"]):
+        one = source["scores"][score]
+        least, most = [*one["thresholds"], None, None][:2]
+        limits = ["–" if limit is None else f"{limit:g}" for limit in (least, most)]
+        gone = sum(
+            reason["documents"] for reason in source["reasons"] if reason["reason"] in (f"{score}_low", f"{score}_high")
+        )
+        values = [f"{value:.3g}" for value in one["percentiles"]]
+        rows.append([score, bars(one), *limits, f"{gone:,}", *values])
+    title = f"{name}: scores of what was scored (│ threshold; the outermost bars hold what lies beyond)"
+    columns = ["score", "from 0.5% to 99.5%", "least", "most", "dropped by it", *(f"{p}%" for p in PERCENTILES)]
+    return PlanTable(title, columns, rows, 2) if rows else None
+
+
+def bars(score: dict[str, Any]) -> str:
+    """A histogram as text: a bar for every two bins, and a line before the bar in which a threshold lies."""
+    both = [kept + dropped for kept, dropped in zip(score["kept"], score["dropped"], strict=True)]
+    pairs = [sum(both[at : at + 2]) for at in range(0, len(both), 2)]
+    highest = max(pairs)
+    drawn = [_BARS[-(-number * (len(_BARS) - 1) // highest)] for number in pairs]
+    low, high = score["edges"][0], score["edges"][-1]
+    for limit in sorted((limit for limit in score["thresholds"] if limit is not None), reverse=True):
+        place = round((limit - low) / (high - low) * len(pairs))
+        drawn.insert(min(max(place, 0), len(pairs)), "│")
+    return "".join(drawn)
 
 
 def _notes(name: str, source: dict[str, Any]) -> PlanTable | None:
-    rows = [[what, f"{number:,}"] for what, number in source["notes"].items()]
+    rows = [[what, f"{number:,}"] for what, number in source["notes"].items() if not what.startswith(_MISSED)]
     if source["repaired_utf8"]:
         rows.append(["repaired_utf8", f"{source['repaired_utf8']:,}"])
-    title = f"{name}: what steps counted in what is left (pii_…: hits of a detector; missed.…: rules not kept)"
+    title = f"{name}: what steps counted in what is left (pii_…: hits of a detector)"
     return PlanTable(title, ["count", "number"], rows) if rows else None
+
+
+def _missed(name: str, source: dict[str, Any]) -> PlanTable | None:
+    missed = {what.removeprefix(_MISSED): n for what, n in source["notes"].items() if what.startswith(_MISSED)}
+    most = sorted(missed.items(), key=lambda item: (-item[1], item[0]))[:_RULES_SHOWN]
+    rows = [[rule, f"{number:,}"] for rule, number in most]
+    title = f"{name}: rules that most documents that are left don't keep (they lower scores, and drop nothing)"
+    return PlanTable(title, ["rule", "documents"], rows) if rows else None
 
 
 def _overlap(record: dict[str, Any]) -> PlanTable | None:
@@ -137,10 +190,27 @@ def _clusters(record: dict[str, Any]) -> PlanTable | None:
     return PlanTable("clusters of near-duplicates by their documents", ["documents", "clusters"], rows)
 
 
+def _largest(record: dict[str, Any]) -> PlanTable | None:
+    clusters = record["clusters"]
+    if not clusters or not clusters["largest"]:
+        return None
+    rows = [
+        [one["source"] or "–", _one_line(one["text"]), f"{one['documents']:,}", f"{one['kept']:,}"]
+        for one in clusters["largest"]
+    ]
+    columns = ["source of the best", "how the best begins", "documents", "stay"]
+    return PlanTable("largest clusters of near-duplicates", columns, rows, 2)
+
+
+def _one_line(text: str | None) -> str:
+    words = " ".join((text or "(a text of the evaluation, or gone at a later step)").split())
+    return words if len(words) <= _LINE else words[:_LINE] + "…"
+
+
 def _contamination(record: dict[str, Any]) -> PlanTable | None:
     rows = [[item, f"{number:,}"] for item, number in record["contamination"]["most"]]
-    title = "evaluation items found in the text (file:record), and documents dropped or counted for each"
-    return PlanTable(title, ["item", "documents"], rows) if rows else None
+    title = "evaluation items found in the text (file:record), and documents dropped or parts cut out for each"
+    return PlanTable(title, ["item", "documents or parts"], rows) if rows else None
 
 
 def _epochs(record: dict[str, Any]) -> PlanTable | None:
@@ -161,7 +231,15 @@ def remarks(record: dict[str, Any]) -> list[str]:
         lines.append(f"Epochs aren't known: {record['epochs']['unknown']}")
     for name, source in record["sources"].items():
         if not source["tokens_counted"]:
-            lines.append(f"{name}: tokens were counted over a part of the text and scaled by bytes.")
+            lines.append(
+                f"{name}: some tokens are estimated from bytes: those of exact duplicates, kept once only, "
+                "or of text beyond prepare.report_bytes."
+            )
+        if {"joining", "chunking"} & {step["step"] for step in source["steps"]}:
+            lines.append(
+                f"{name}: 'become' says how many documents are made of the kept ones; labels count documents before "
+                "joining, scores those that are left (a joined one has the mean, a piece those of its document)."
+            )
     return lines
 
 
@@ -173,7 +251,8 @@ def figures(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 continue
             yield f"{name}: tokens left after each step", svg(_left(source), f"left-{number}")
             if source["scores"]:
-                yield f"{name}: scores (line: threshold)", svg(_histograms(source["scores"]), f"scores-{number}")
+                title = f"{name}: scores of what stays (blue) and was dropped after scoring (red); lines: thresholds"
+                yield title, svg(_histograms(source["scores"]), f"scores-{number}")
 
 
 def _left(source: dict[str, Any]) -> Figure:
@@ -208,6 +287,9 @@ def _histograms(scores: dict[str, Any]) -> Figure:
         for limit in one["thresholds"]:
             if limit is not None:
                 axes.axvline(limit, color=INK, linewidth=1.2)
+                axes.text(
+                    limit, 0.98, f" {limit:g}", color=INK, fontsize=7, va="top", transform=axes.get_xaxis_transform()
+                )
         axes.set_title(name, fontsize=9)
         axes.set_yticks([])
     return figure
@@ -229,8 +311,20 @@ def report(config: CptConfig, folders: dict[str, CuratedFolder]) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
+def stays_line(stays: dict[str, Any]) -> str:
+    """What is said between a duplicate and the text that stays instead."""
+    if stays["source"] is None:
+        return "What stayed instead is a text of the evaluation, or went at a later step."
+    return f"What stays instead, in '{stays['source']}'{', is the same' if stays['text'] is None else ':'}"
+
+
+def _indented(text: str) -> str:
+    """A text as a block of code within an item of a Markdown list."""
+    return "\n".join(f"      {line}" for line in text.splitlines())
+
+
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("cpt_dist.planning"),
         autoescape=lambda name: name is not None and ".html" in name,
         undefined=StrictUndefined,
@@ -238,6 +332,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals |= {"stays_line": stays_line, "indented": _indented}
+    return environment
 
 
 def render_html(record: dict[str, Any]) -> str:

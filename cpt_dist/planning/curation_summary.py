@@ -19,17 +19,20 @@ from pyarrow import parquet
 
 from cpt_dist.config import CptConfig, parse_quantity
 from cpt_dist.corpus.curation.curate import DUPLICATES, CuratedFolder
-from cpt_dist.corpus.curation.finish import CONTAMINATED
+from cpt_dist.corpus.curation.decontaminate import CONTAMINATED
+from cpt_dist.corpus.curation.decontaminate import STEP as CUT_STEP
 from cpt_dist.corpus.curation.score import EXACT_STEP
 from cpt_dist.corpus.curation.tables import SCORE
 from cpt_dist.data.shards import MANIFEST, read_manifest
 from cpt_dist.data.tokenizer import DocumentTokenizer
 from cpt_dist.errors import UserError
+from cpt_dist.planning.curation_texts import EXCERPT, KEPT_CHARACTERS, KeptTexts, excerpts, keeper_of
 from cpt_dist.planning.data_plan import plan_data
 
 FORMAT = "cpt_dist.curation/1"
-SAMPLES, SAMPLE_CHARACTERS = 5, 400
+SAMPLES = 5
 BINS = 40
+PERCENTILES = (1, 10, 50, 90, 99)
 LARGEST_CLUSTERS, MOST_ITEMS = 10, 50
 _BATCH_BYTES = 4 << 20
 _MOST_VALUES = 1 << 20
@@ -40,14 +43,25 @@ def summarise(config: CptConfig, folders: dict[str, CuratedFolder]) -> dict[str,
     """The record of a curation; `folders` are those of `curate`. Raises UserError where a file is damaged."""
     tokenizer = DocumentTokenizer(config.data.tokenizer, config.data.separator)
     budget = parse_quantity(config.prepare.report_bytes, "prepare.report_bytes")
-    sources = {name: _source(folder, tokenizer, budget) for name, folder in folders.items()}
     duplicates = Path(config.data.curation.folder) / DUPLICATES
     near = json.loads(duplicates.read_text(encoding="utf-8")) if duplicates.is_file() else None
+    largest = near["largest"][:LARGEST_CLUSTERS] if near else []
+    gone = {name: _Dropped(folder, tokenizer, budget) for name, folder in folders.items()}
+    shown = [sample for one in gone.values() for sample in one.samples()]
+    wanted = {identity for sample in shown if (identity := keeper_of(sample))}
+    kept = KeptTexts({*wanted, *(cluster["best"] for cluster in largest)})
+    left = {name: _left(folder, tokenizer, budget, kept) for name, folder in folders.items()}
+    sources = {name: _source(folder, gone[name], left[name], kept) for name, folder in folders.items()}
     return {
         "format": FORMAT,
         "tokenizer": str(config.data.tokenizer),
         "sources": sources,
-        "clusters": {key: near[key] for key in ("clusters", "duplicates", "sizes")} if near else None,
+        "clusters": {
+            **{key: near[key] for key in ("clusters", "duplicates", "sizes")},
+            "largest": [_cluster(one, kept) for one in largest],
+        }
+        if near
+        else None,
         "overlap": _overlap(sources, near["between"] if near else {}),
         "contamination": _contamination(folders),
         "prepared": {name: _prepared(Path(config.data.shards) / name) for name in folders},
@@ -55,13 +69,24 @@ def summarise(config: CptConfig, folders: dict[str, CuratedFolder]) -> dict[str,
     }
 
 
-def _source(folder: CuratedFolder, tokenizer: DocumentTokenizer, budget: int) -> dict[str, Any]:
-    manifest = folder.manifest
-    dropped = _Dropped(folder, tokenizer, budget)
+def _cluster(cluster: dict[str, Any], kept: KeptTexts) -> dict[str, Any]:
+    """A cluster of near-duplicates, and how the best of its documents begins, if that is still there."""
+    source, text = kept.of(cluster["best"]) or (None, None)
+    text = text[:EXCERPT] if text is not None else None
+    return {"documents": cluster["documents"], "kept": cluster["kept"], "source": source, "text": text}
+
+
+def _left(folder: CuratedFolder, tokenizer: DocumentTokenizer, budget: int, kept: KeptTexts) -> TokenCount:
+    """The tokens of what is left of a source."""
     left = TokenCount(tokenizer, budget)
-    for text in _texts(folder, manifest["parts"], "text"):
+    for text in kept.texts(folder):
         left.add(text)
     left.finish()
+    return left
+
+
+def _source(folder: CuratedFolder, dropped: _Dropped, left: TokenCount, kept: KeptTexts) -> dict[str, Any]:
+    manifest = folder.manifest
     dropped.finish(left)
     steps = []
     tokens = left.tokens
@@ -78,9 +103,11 @@ def _source(folder: CuratedFolder, tokenizer: DocumentTokenizer, budget: int) ->
         "tokens_read": tokens,
         "steps": steps[::-1],
         "labels": manifest["labels"],
+        "labels_before": manifest["labels_before"],
         "notes": manifest["notes"],
         "repaired_utf8": manifest["repaired_utf8"],
-        "reasons": dropped.reasons(),
+        "reasons": dropped.reasons(kept),
+        "removed": dropped.removed,
         "scores": _scores(folder, dropped),
         "exact_duplicates_of": dict(sorted(dropped.exact_of.items())),
     }
@@ -126,11 +153,12 @@ class TokenCount:
         return round(self._counted * num_bytes / self._counted_bytes) if self._counted_bytes else 0
 
 
-def _texts(folder: CuratedFolder, files: list[dict[str, Any]], column: str) -> Iterator[str]:
-    for entry in files:
+def _rows(folder: CuratedFolder, kind: str) -> Iterator[dict[str, Any]]:
+    """The rows of the files that a manifest lists as `kind`."""
+    for entry in folder.manifest[kind]:
         with parquet.ParquetFile(folder.folder / entry["file"]) as file:
-            for batch in file.iter_batches(batch_size=256, columns=[column]):
-                yield from (text for text in batch.column(0).to_pylist() if text is not None)
+            for batch in file.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
 
 
 class _Dropped:
@@ -144,11 +172,16 @@ class _Dropped:
         self._left: TokenCount | None = None
         self.exact_of: Counter[str] = Counter()
         self.scores: list[tuple[str, dict[str, float]]] = []
-        for entry in folder.manifest["dropped"]:
-            with parquet.ParquetFile(folder.folder / entry["file"]) as file:
-                for batch in file.iter_batches(batch_size=256):
-                    for row in batch.to_pylist():
-                        self._add(row, tokenizer, budget)
+        self.removed: dict[str, Any] = {"spans": 0, "bytes": 0, "samples": []}
+        """Parts that were cut out of documents."""
+        for row in _rows(folder, "dropped"):
+            self._add(row, tokenizer, budget)
+        for row in _rows(folder, "removed"):
+            self._tokens.setdefault(CUT_STEP, TokenCount(tokenizer, budget)).add(row["text"])
+            self.removed["spans"] += 1
+            self.removed["bytes"] += row["bytes"]
+            if len(self.removed["samples"]) < SAMPLES:
+                self.removed["samples"].append({**_shown(row), "text": row["text"][:EXCERPT]})
         for count in self._tokens.values():
             count.finish()
 
@@ -164,8 +197,7 @@ class _Dropped:
         if row["scores"] and len(self.scores) < _MOST_VALUES:
             self.scores.append((reason, json.loads(row["scores"])))
         # The samples are those with the smallest ids: hashes, so any documents, and the same ones each time.
-        shown = {name: row[name] for name in ("id", "file", "record", "detail", "bytes")}
-        shown["text"] = (row["text"] or "")[:SAMPLE_CHARACTERS]
+        shown = {**_shown(row), "text": row["text"] if row["text"] is None else row["text"][:KEPT_CHARACTERS]}
         heap = self._samples.setdefault((step, reason), [])
         entry = (-int(row["id"] or f"{row['record']:032x}", 16), self._numbers[step, reason], shown)
         if len(heap) < SAMPLES:
@@ -187,17 +219,41 @@ class _Dropped:
         own = self._tokens[step].tokens if step in self._tokens else 0
         return own + (self._left.scaled(self._bytes_without_text[step]) if self._left else 0)
 
-    def reasons(self) -> list[dict[str, Any]]:
+    def samples(self) -> list[dict[str, Any]]:
+        """What is shown of each reason; of duplicates with the text of what stays."""
+        return [entry[-1] for heap in self._samples.values() for entry in heap]
+
+    def reasons(self, kept: KeptTexts) -> list[dict[str, Any]]:
         """Each reason with its number of documents and a few of them, by step."""
         return [
             {
                 "step": step,
                 "reason": reason,
                 "documents": number,
-                "samples": [entry[-1] for entry in sorted(self._samples[step, reason], key=lambda one: -one[0])],
+                "samples": [
+                    _with_keeper(entry[-1], kept)
+                    for entry in sorted(self._samples[step, reason], key=lambda one: -one[0])
+                ],
             }
             for (step, reason), number in sorted(self._numbers.items())
         ]
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("id", "file", "record", "detail", "bytes")}
+
+
+def _with_keeper(sample: dict[str, Any], kept: KeptTexts) -> dict[str, Any]:
+    """A sample as it's shown: of a duplicate where it differs from what stays, of anything else how it begins."""
+    keeper = keeper_of(sample)
+    source, text = kept.of(keeper) or (None, None)
+    if text is None:
+        stays = None if keeper is None else {"source": None, "text": None}
+        return {**sample, "text": (sample["text"] or "")[:EXCERPT], "stays": stays}
+    if sample["text"] is None:  # an exact duplicate
+        return {**sample, "text": text[:EXCERPT], "stays": {"source": source, "text": None}}
+    gone, text = excerpts(sample["text"], text)
+    return {**sample, "text": gone, "stays": {"source": source, "text": text}}
 
 
 def _scores(folder: CuratedFolder, dropped: _Dropped) -> dict[str, Any]:
@@ -226,6 +282,7 @@ def _scores(folder: CuratedFolder, dropped: _Dropped) -> dict[str, Any]:
             "kept": np.histogram(values.clip(edges[0], edges[-1]), edges)[0].tolist(),
             "dropped": np.histogram(gone.clip(edges[0], edges[-1]), edges)[0].tolist(),
             "mean": float(values.mean()) if len(values) else None,
+            "percentiles": [float(value) for value in np.percentile(every, PERCENTILES)],
             "thresholds": list(thresholds.get(name, [])),
         }
     return result
@@ -247,11 +304,10 @@ def _contamination(folders: dict[str, CuratedFolder]) -> dict[str, Any]:
     items: Counter[str] = Counter()
     documents: Counter[str] = Counter()
     for name, folder in folders.items():
-        for entry in folder.manifest["dropped"]:
-            table = parquet.read_table(folder.folder / entry["file"], columns=["reason", "detail"])
-            for row in table.to_pylist():
-                if row["reason"] == CONTAMINATED:
-                    items[row["detail"].rsplit(": ", 1)[0]] += 1
+        for kind in ("dropped", "removed"):
+            for row in _rows(folder, kind):
+                if row.get("reason", CONTAMINATED) == CONTAMINATED:
+                    items[row["detail"].split(": ", 1)[0]] += 1
                     documents[name] += 1
     most = items.most_common(MOST_ITEMS)
     return {"documents": dict(sorted(documents.items())), "items": len(items), "most": [list(one) for one in most]}

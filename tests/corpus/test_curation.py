@@ -15,6 +15,7 @@ from pyarrow import parquet
 from cpt_dist.config import SourceConfig
 from cpt_dist.corpus.curation.curate import curate
 from cpt_dist.corpus.normalise import document_id, is_held_out, normalise
+from cpt_dist.curation_pipeline_config import DecontaminationConfig
 from cpt_dist.data.curated import with_curated_sources
 from cpt_dist.data.prepare import prepare
 from cpt_dist.errors import UserError
@@ -53,7 +54,7 @@ def curation_config(root, sources=SOURCES, tasks=1, held_out=0.0, **curation):
     for name, source in config.data.sources.items():
         source.curation = {}
         source.role = "domain" if name == "law" else "replay"
-    settings = {"folder": str(Path(root) / "curated"), "tasks": tasks, "block_bytes": "20000"}
+    settings = {"folder": str(Path(root) / "curated"), "tasks": tasks, "block_bytes": "5000"}
     config.data.curation = dataclasses.replace(config.data.curation, **settings | curation)
     return config
 
@@ -138,7 +139,7 @@ import os, signal, sys
 root, raw, target, number = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 sys.path.insert(0, root)
 from cpt_dist.corpus.curation.curate import curate
-from tests.corpus.test_curation import curation_config
+from tests.corpus.test_curation import config_of_all_stages
 replace, renames = os.replace, 0
 def killed(*names):
     global renames
@@ -146,19 +147,41 @@ def killed(*names):
     if renames == number: os.kill(os.getpid(), signal.SIGKILL)
     replace(*names)
 os.replace = killed
-curate(curation_config(raw, folder=target))
+curate(config_of_all_stages(raw, folder=target, tasks=8, workers=1))
 """
 
 
+def config_of_all_stages(root, **curation):
+    """Every optional stage and kind of file: joining, chunks, repeated paragraphs, spans of evaluation items."""
+    config = curation_config(root, {"law": SOURCES["law"], "news": joinable(NEWS)}, **curation)
+    items = write_jsonl(Path(root) / "items.jsonl", [" ".join(LAW[2].split()[50:70])])
+    config.data.curation.decontamination = DecontaminationConfig(
+        [str(items)], action="spans", margin_characters=10, min_piece_characters=20
+    )
+    config.data.curation.paragraph_duplicates.enabled = True
+    config.data.sources["news"].curation = {"joining": {"by": "book"}, "chunking": {"max_characters": 1500}}
+    return config
+
+
+def joinable(texts):
+    """Raw lines of which every three are of one book, but for the last one."""
+    lines = [{"text": text, "book": f"book {number // 3}"} for number, text in enumerate(texts[:-1])]
+    return [*(json.dumps(line).encode() for line in lines), texts[-1]]
+
+
 @pytest.mark.distributed
-def test_killed_anywhere_and_with_any_number_of_tasks_the_files_are_the_same(done, tmp_path):
-    expected = files_below(done[0] / "curated")
+def test_eight_tasks_killed_and_resumed_give_the_files_of_one_task(tmp_path):
+    (tmp_path / "one").mkdir()
+    curate(config_of_all_stages(tmp_path / "one", tasks=1))
+    expected = files_below(tmp_path / "one" / "curated")
+    assert {name.split("-")[0] for name in expected if "-" in name} >= {"law/part", "law/removed", "news/members"}
     target = tmp_path / "curated"
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
-    for number in (7, 30):
-        arguments = [sys.executable, "-c", KILLED, str(ROOT), str(done[0]), str(target), str(number)]
+    for number in (20, 60):
+        arguments = [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path / "one"), str(target), str(number)]
         assert subprocess.run(arguments, env=environment, timeout=120, check=False).returncode == -signal.SIGKILL
-    curate(curation_config(done[0], folder=str(target), tasks=3, workers=2))
+    assert not list(target.glob("*/manifest.json"))
+    curate(config_of_all_stages(tmp_path / "one", folder=str(target), tasks=8, workers=2))
     assert files_below(target) == expected
 
 

@@ -95,3 +95,39 @@ def test_bands_find_pairs_at_the_threshold_and_are_as_long_as_that_allows(thresh
     assert bands.count * bands.rows <= 128
     assert bands.recall(threshold) >= 0.98
     assert Bands(128 // (bands.rows + 1), bands.rows + 1).recall(threshold) < 0.98
+
+
+def curated_pair(folder, texts, near=None, **curation):
+    """Records that are dropped of a curation of these texts, with their reasons."""
+    config = curation_config(folder, {"law": texts, "news": ["other words"]})
+    config.data.sources["law"].curation = {"language": {"detector": "none"}, **curation}
+    for name, value in (near or {}).items():
+        setattr(config.data.curation.near_duplicates, name, value)
+    curate(config)
+    return {row["record"]: row["reason"] for row in dropped_rows(folder, "law")}
+
+
+def test_the_threshold_of_the_configuration_decides_what_is_alike(tmp_path):
+    random_ = random.Random(7)
+    text = random_text(random_)
+    texts = [text, replaced(text, 9, random_)]
+    assert 0.55 < jaccard(*texts) < 0.7
+    unscored = {"quality": {"enabled": False}}
+    assert not curated_pair(tmp_path / "strict", texts, **unscored)
+    assert list(curated_pair(tmp_path / "loose", texts, {"threshold": 0.4}, **unscored).values()) == ["near_duplicate"]
+
+
+def test_a_document_that_was_dropped_for_its_score_is_never_why_a_better_one_goes(tmp_path):
+    random_ = random.Random(9)
+    short = random_text(random_)
+    texts = [short, f"{short} and more"]
+    assert jaccard(*texts) > 0.9
+    quality = {"perplexity": {"enabled": False}, "thresholds": {"words": [201, None]}}
+    assert curated_pair(tmp_path, texts, quality=quality) == {0: "words_low"}
+
+
+def test_of_near_duplicates_the_one_of_the_best_quality_stays_wherever_it_stands(tmp_path):
+    good = " ".join(f"The {word} of this place is old." for word in random_text(random.Random(11), 60).split())
+    shouted = good.replace("The", "THE").replace("place", "PLACE").replace("is old", "IS OLD")
+    for name, texts, gone in (("first", [good, shouted], 1), ("last", [shouted, good], 0)):
+        assert curated_pair(tmp_path / name, texts) == {gone: "near_duplicate"}

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 
 import fsspec
 import pytest
@@ -11,7 +14,7 @@ from cpt_dist.corpus.inputs import CURATED_FORMATS, find_inputs
 from cpt_dist.corpus.normalise import normalise
 from cpt_dist.corpus.read import read_records
 from cpt_dist.errors import UserError
-from tests.corpus.test_curation import LAW, NEWS, curated_rows, curation_config, dropped_rows
+from tests.corpus.test_curation import LAW, NEWS, ROOT, curated_rows, curation_config, dropped_rows
 
 ARTICLE = "Judges of the court met on Tuesday and found that the treaty had been in force for a hundred years."
 PAGE = (
@@ -127,3 +130,37 @@ def test_a_huge_document_many_tiny_ones_nul_bytes_bad_utf8_and_an_empty_source(t
     assert done["news"].manifest["steps"]["read"]["read"] == 3000
     assert done["news"].manifest["documents"] + len(dropped_rows(tmp_path, "news")) == 3000
     assert (done["empty"].manifest["documents"], done["empty"].drops) == (0, "no record")
+
+
+MEMORY = """
+import json, resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from cpt_dist.corpus.curation.curate import curate
+from tests.corpus.test_curation import LAW, curation_config
+folder = Path(sys.argv[2])
+def peak(name, texts):
+    config = curation_config(folder / name, {"law": texts, "news": ["other"]}, block_bytes="1M")
+    config.data.sources["law"].curation = {"quality": {"enabled": False}, "language": {"detector": "none"}}
+    curate(config)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+tiny = [f"tiny document {number} of so many" for number in range(30000)]
+paragraphs = [f"{number} {text}" for number in range(900) for text in LAW[:12]]
+small = peak("few", tiny[:3000])
+many = peak("many", tiny)
+huge = peak("huge", ["\\n\\n".join(paragraphs)])
+print(json.dumps([small, many, huge]))
+"""
+
+
+@pytest.mark.distributed
+def test_memory_is_bounded_by_the_block_for_many_documents_and_by_the_document_for_a_huge_one(tmp_path):
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(ROOT), str(tmp_path)],
+        env=environment, capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    small, many, huge = json.loads(done.stdout.splitlines()[-1])
+    raw_megabytes = (tmp_path / "huge" / "raw" / "law.jsonl").stat().st_size / 2**20
+    assert many - small < 40
+    assert huge - small < 15 * raw_megabytes

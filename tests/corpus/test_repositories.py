@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpt_dist.corpus.normalise import document_id
-from cpt_dist.corpus.repositories import RepositoryFile, dependencies, dependency_order, join_repository
+from cpt_dist.corpus.repositories import dependencies, dependency_order, join, join_repository
 from cpt_dist.corpus.step import CuratedDocument, Origin
 
 FILES = {
@@ -31,11 +31,12 @@ FILES = {
 }
 
 
-def files(texts: dict[str, str]) -> list[RepositoryFile]:
-    return [
-        RepositoryFile(path, CuratedDocument(document_id(text), text, "code", Origin(path, 0), counts={"pii_email": 1}))
-        for path, text in texts.items()
-    ]
+def document(path: str, text: str, **values) -> CuratedDocument:
+    return CuratedDocument(document_id(text), text, "code", Origin(path, 0), place=path, **values)
+
+
+def files(texts: dict[str, str]) -> list[CuratedDocument]:
+    return [document(path, text, counts={"pii_email": 1}) for path, text in texts.items()]
 
 
 def test_imports_of_six_languages_are_found():
@@ -51,13 +52,12 @@ def test_imports_of_six_languages_are_found():
 
 def test_every_file_stands_once_and_after_what_it_uses():
     joined = join_repository("demo", files(FILES))
-    order = [part.path for part in joined.parts]
+    order = [part.document.place for part in joined.parts]
     assert sorted(order) == sorted(FILES)
     for path, needed in dependencies(FILES).items():
         assert all(order.index(other) < order.index(path) for other in needed)
     for part in joined.parts:
-        assert joined.document.text[part.offset : part.offset + part.length] == FILES[part.path]
-        assert part.id == document_id(FILES[part.path])
+        assert joined.document.text[part.offset :].startswith(FILES[part.document.place])
     assert joined.document.text.startswith("# app/__init__.py\n")
     assert "// web/b.js\n" in joined.document.text
     assert joined.document.counts == {"pii_email": len(FILES)}
@@ -67,7 +67,7 @@ def test_every_file_stands_once_and_after_what_it_uses():
 def test_the_order_of_the_files_does_not_matter():
     given_files = files(FILES)
     random.Random(0).shuffle(given_files)
-    assert join_repository("demo", given_files) == join_repository("demo", sorted(given_files, key=lambda f: f.path))
+    assert join_repository("demo", given_files) == join_repository("demo", sorted(given_files, key=lambda f: f.place))
 
 
 @settings(max_examples=30, deadline=None)
@@ -82,8 +82,19 @@ def test_cycles_are_broken_and_nothing_is_lost(graph):
         assert len(unmet) == min(len(set(needs[other]) - set(order[:place])) for other in rest)
 
 
-def test_an_empty_repository_or_a_path_twice_is_an_error():
+def test_a_path_that_occurs_twice_stands_twice_and_nothing_cannot_be_joined():
+    pieces = [document("b.py", "import a\n"), document("a.py", "one\n"), document("a.py", "two\n")]
+    text = join_repository("demo", pieces).document.text
+    assert text == "# a.py\none\n\n# a.py\ntwo\n\n# b.py\nimport a\n\n"
     with pytest.raises(ValueError, match="demo"):
-        join_repository("demo", [])
-    with pytest.raises(ValueError, match="2 files with 1"):
-        join_repository("demo", files({"a.py": "x"}) * 2)
+        join("demo", [])
+
+
+def test_scores_of_a_joined_document_are_weighted_by_length_and_labels_those_of_all():
+    long = document(
+        "a", "xxx", scores={"quality": 1.0, "words": float("nan")}, labels={"language": "en", "content": "code"}
+    )
+    short = document("b", "y", scores={"quality": 0.0}, labels={"language": "en", "content": "prose"})
+    joined = join("demo", [("", long, ""), ("", short, "")]).document
+    assert joined.scores == {"quality": 0.75}
+    assert joined.labels == {"language": "en"}

@@ -13,7 +13,9 @@ from cpt_dist.data.curated import with_curated_sources
 from cpt_dist.data.prepare import prepare
 from cpt_dist.data.tokenizer import DocumentTokenizer
 from cpt_dist.errors import UserError
-from cpt_dist.planning.curation_page import report, shown_scores
+from cpt_dist.planning.curation_page import bars, report, shown_scores, tables
+from cpt_dist.planning.curation_summary import summarise
+from cpt_dist.planning.curation_texts import EXCERPT, excerpts
 from tests.corpus.test_curation import LAW, SOURCES, curated_rows, curation_config, dropped_rows
 
 
@@ -78,6 +80,51 @@ def test_page_and_markdown_show_samples_scores_and_thresholds_and_fetch_nothing(
     assert sum(scores["quality"]["kept"]) == record["sources"]["law"]["documents"]
     assert not re.search(r'(src|href)="(?!#)|@import|url\(http', page)
     assert page.count("<figure>") == 4
+
+
+def test_a_duplicate_stands_beside_what_stays_from_a_little_before_the_difference(reported):
+    _, record, markdown, page = reported
+    reasons = {(name, one["reason"]): one for name, source in record["sources"].items() for one in source["reasons"]}
+    near, exact = reasons["news", "near_duplicate"]["samples"][0], reasons["news", "duplicate"]["samples"][0]
+    assert near["stays"]["source"] == exact["stays"]["source"] == "law"
+    assert "changed" in near["text"]
+    assert "changed" not in near["stays"]["text"]
+    assert near["stays"]["text"].lstrip("…")[:80] == near["text"].lstrip("…")[:80]
+    assert exact["text"] == LAW[9][:EXCERPT]
+    assert exact["stays"]["text"] is None
+    for shown in (near["text"], near["stays"]["text"]):
+        assert shown.split("\n")[0] in markdown
+        assert shown.split("\n")[0] in page
+    assert record["clusters"]["largest"][0]["text"]
+
+
+def test_texts_differ_at_a_word_and_not_at_a_line_end():
+    same = "one two\nthree, FOUR " * 30
+    first, second = excerpts(f"{same}here it ends", f"{same.replace(chr(10), ' ').lower()}there it doesn't")
+    assert len(first) < EXCERPT
+    assert first.endswith("here it ends")
+    assert second.endswith("there it doesn't")
+
+
+def test_labels_are_shown_before_the_filters_and_of_what_is_left(tmp_path):
+    german = " ".join(["Das Gericht hat entschieden, dass der Vertrag nicht gültig ist."] * 3)
+    english = [f"The court of number {word} has decided that the contract is not valid." for word in LAW[0].split()[:6]]
+    config = curation_config(tmp_path, {"law": [*english, german], "news": english[:1]})
+    config.data.curation.near_duplicates.enabled = False
+    config.data.sources["law"].curation = {"quality": {"enabled": False}, "language": {"wanted": ["en"]}}
+    record = summarise(config, curate(config))
+    law = record["sources"]["law"]
+    assert law["labels_before"]["language"] == {"de": 1, "en": 6}
+    assert law["labels"]["language"] == {"en": 6}
+    (table,) = [one for one in tables(record) if one.title.startswith("law: labels")]
+    assert ["language", "de", "1", "14.3%", "0", "0.0%"] in table.rows
+
+
+def test_a_threshold_stands_in_the_bars_where_it_lies():
+    score = {"edges": [float(edge) for edge in range(41)], "kept": [0] * 20 + [8] * 20, "dropped": [0] * 40}
+    assert bars({**score, "thresholds": [20, None]}) == " " * 10 + "│" + "█" * 10
+    assert bars({**score, "thresholds": [None, 99]}) == " " * 10 + "█" * 10 + "│"
+    assert bars({**score, "thresholds": [-5, 30]}) == "│" + " " * 10 + "█" * 5 + "│" + "█" * 5
 
 
 def test_a_report_needs_a_curated_source(tmp_path):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cpt_dist.corpus.curation.tables import DroppedDocument
-from cpt_dist.corpus.step import CuratedDocument, Dropped, Splitter, Step
+from cpt_dist.corpus.step import CuratedDocument, Cut, Dropped, RemovedText, Splitter, Step
 
 
 @dataclass
@@ -33,6 +33,14 @@ class StepCounts:
         self.kept += 1
         self.pieces += pieces
         self.bytes_read += before
+        self.bytes_kept += after
+
+    def join(self, sizes: Sequence[int], after: int) -> None:
+        """Count documents of `sizes` bytes that became one of `after`."""
+        self.read += len(sizes)
+        self.kept += len(sizes)
+        self.pieces += 1
+        self.bytes_read += sum(sizes)
         self.bytes_kept += after
 
     def drop(self, reason: str, num_bytes: int) -> None:
@@ -60,7 +68,9 @@ class Tally:
     def __init__(self) -> None:
         self.steps: dict[str, StepCounts] = {}
         self.labels: dict[str, dict[str, int]] = {}
-        """Label -> value -> documents."""
+        """Label -> value -> documents that leave the unit."""
+        self.labels_dropped: dict[str, dict[str, int]] = {}
+        """Label -> value -> documents that were dropped with it."""
         self.notes: dict[str, int] = {}
         """What steps counted in the documents, such as pii_email."""
         self.columns: dict[str, set[str]] = {"scores": set(), "labels": set(), "counts": set()}
@@ -72,29 +82,43 @@ class Tally:
 
     def note(self, document: CuratedDocument) -> None:
         """Sum up what a document carries when it leaves the unit."""
-        for name, value in document.labels.items():
-            values = self.labels.setdefault(name, {})
-            values[value] = values.get(value, 0) + 1
-        for name, number in document.counts.items():
-            self.notes[name] = self.notes.get(name, 0) + number
+        add_labels(self.labels, document.labels)
+        self.note_counts(document.counts)
         self.columns["scores"] |= document.scores.keys()
         self.columns["labels"] |= document.labels.keys()
         self.columns["counts"] |= document.counts.keys()
+
+    def note_counts(self, counts: Mapping[str, int]) -> None:
+        """Add to the sums over documents."""
+        for name, number in counts.items():
+            self.notes[name] = self.notes.get(name, 0) + number
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
         return {
             "steps": {name: counts.as_json() for name, counts in self.steps.items()},
-            "labels": {name: dict(sorted(values.items())) for name, values in sorted(self.labels.items())},
+            "labels": _sorted(self.labels),
+            "labels_dropped": _sorted(self.labels_dropped),
             "notes": dict(sorted(self.notes.items())),
             "columns": {name: sorted(names) for name, names in self.columns.items()},
         }
 
 
+def add_labels(sums: dict[str, dict[str, int]], labels: Mapping[str, str]) -> None:
+    """Count a document with these labels."""
+    for name, value in labels.items():
+        values = sums.setdefault(name, {})
+        values[value] = values.get(value, 0) + 1
+
+
+def _sorted(labels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    return {name: dict(sorted(values.items())) for name, values in sorted(labels.items())}
+
+
 def apply(
     steps: Sequence[Step | Splitter], document: CuratedDocument, tally: Tally
-) -> Iterator[CuratedDocument | DroppedDocument]:
-    """What `document` becomes: itself changed, its pieces, or the record of its being dropped."""
+) -> Iterator[CuratedDocument | DroppedDocument | RemovedText]:
+    """What `document` becomes: itself changed, its pieces and what was cut out, or the record of its being dropped."""
     waiting = [(document, len(document.text.encode()), 0)]
     while waiting:
         document, size, first = waiting.pop()
@@ -103,6 +127,7 @@ def apply(
             result = step(document)
             if isinstance(result, Dropped):
                 tally.of(step.name).drop(result.reason, size)
+                add_labels(tally.labels_dropped, {**document.labels, **result.labels})
                 yield DroppedDocument.of(document, step.name, result)
                 break
             if isinstance(result, CuratedDocument):
@@ -110,8 +135,13 @@ def apply(
                 tally.of(step.name).keep(size, after)
                 document, size = result, after
                 continue
-            tally.of(step.name).keep(size, size, len(result))
-            waiting.extend((piece, len(piece.text.encode()), index + 1) for piece in reversed(result))
+            pieces = result.pieces if isinstance(result, Cut) else result
+            if isinstance(result, Cut):
+                yield from result.removed
+            sizes = [len(piece.text.encode()) for piece in pieces]
+            tally.of(step.name).keep(size, sum(sizes), len(sizes))
+            following = [(piece, length, index + 1) for piece, length in zip(pieces, sizes, strict=True)]
+            waiting.extend(reversed(following))
             break
         else:
             yield document

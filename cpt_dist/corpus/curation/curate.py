@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cpt_dist.corpus.curation.job import (
     EVALUATION,
     FINISH,
     HELD_OUT,
+    JOIN,
     READ,
     SCORE,
     CuratedSource,
@@ -231,25 +232,39 @@ def _complete(job: Job, plan: dict[str, Any]) -> None:
         shutil.rmtree(job.folder / "work")
 
 
+def _records(job: Job, source: CuratedSource, units: list[Unit]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(stage, record) of everything that was done to a source, in the order of the stages."""
+    for stage in (READ, SCORE, FINISH):
+        for unit in units:
+            yield stage, read_record(job.stem(stage, unit))
+    for number, (owner, _) in enumerate(job.join_units):
+        if job.sources[owner] is source:
+            yield JOIN, read_record(job.bucket_stem(JOIN, number))
+
+
 def _manifest(job: Job, source: CuratedSource, units: list[Unit], plan: dict[str, Any]) -> dict[str, Any]:
     steps: dict[str, StepCounts] = {}
     labels: dict[str, dict[str, int]] = {}
+    labels_before: dict[str, dict[str, int]] = {}
     notes: dict[str, int] = {}
     columns: dict[str, set[str]] = {"scores": set(), "labels": set(), "counts": set()}
     parts: list[dict[str, Any]] = []
-    dropped: list[dict[str, Any]] = []
+    files: dict[str, list[dict[str, Any]]] = {"dropped": [], "removed": [], "members": []}
     repaired = 0
-    for stage in (READ, SCORE, FINISH):
-        for unit in units:
-            record = read_record(job.stem(stage, unit))
-            for name, counts in record["steps"].items():
-                steps.setdefault(name, StepCounts()).add(counts)
-            if stage == READ:
-                repaired += record["repaired_utf8"]
-            if stage == FINISH:
-                parts += record["parts"]
-                dropped += [record["dropped"]] if record["dropped"] else []
-                _add_up(record, labels, notes, columns)
+    for stage, record in _records(job, source, units):
+        for name, counts in record["steps"].items():
+            steps.setdefault(name, StepCounts()).add(counts)
+        if stage == READ:
+            repaired += record["repaired_utf8"]
+        if stage == SCORE:
+            _add_labels(record["labels"], labels_before)
+            _add_labels(record["labels_dropped"], labels_before)
+        if stage in (FINISH, JOIN):
+            parts += record["parts"]
+            for kind, entries in files.items():
+                entries += [record[kind]] if record.get(kind) else []
+            _add_labels(record["labels"], labels)
+            _add_up(record, notes, columns)
     check_conservation(source.name, steps)
     manifest = {
         "format": FORMAT,
@@ -261,22 +276,24 @@ def _manifest(job: Job, source: CuratedSource, units: list[Unit], plan: dict[str
         "steps": {name: counts.as_json() for name, counts in steps.items()},
         "documents": sum(part["documents"] for part in parts),
         "labels": labels,
+        "labels_before": labels_before,
         "notes": dict(sorted(notes.items())),
         "columns": {name: sorted(found) for name, found in columns.items()},
         "shard_scores": sorted(columns["scores"] & set(shard_scores(source.steps))) if source.steps else [],
         "parts": parts,
-        "dropped": dropped,
+        **files,
     }
     return {**manifest, "fingerprint": fingerprint(manifest)}
 
 
-def _add_up(
-    record: dict[str, Any], labels: dict[str, dict[str, int]], notes: dict[str, int], columns: dict[str, set[str]]
-) -> None:
-    for name, values in record["labels"].items():
-        row = labels.setdefault(name, {})
+def _add_labels(found: dict[str, dict[str, int]], sums: dict[str, dict[str, int]]) -> None:
+    for name, values in found.items():
+        row = sums.setdefault(name, {})
         for value, number in values.items():
             row[value] = row.get(value, 0) + number
+
+
+def _add_up(record: dict[str, Any], notes: dict[str, int], columns: dict[str, set[str]]) -> None:
     for name, number in record["notes"].items():
         notes[name] = notes.get(name, 0) + number
     for name, found in record["columns"].items():

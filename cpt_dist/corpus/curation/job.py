@@ -15,6 +15,7 @@ from typing import Any
 
 from cpt_dist.corpus.read import TextField
 from cpt_dist.corpus.slices import Block
+from cpt_dist.curation_config import JoiningConfig
 from cpt_dist.curation_pipeline_config import CurationPipelineConfig
 from cpt_dist.files import write_json
 
@@ -26,9 +27,11 @@ PRIORITIES = {EVALUATION: 0, "domain": 2, "replay": 3}
 HELD_OUT_PRIORITY = 1
 """Rank of documents of any source that will be held out: what is trained on doesn't repeat them."""
 READ, EXACT, FIT, SCORE, BANDS, CLUSTERS = "read", "exact", "fit", "score", "bands", "clusters"
-PARAGRAPHS, PARAGRAPH_BUCKETS, FINISH = "paragraphs", "paragraph_buckets", "finish"
+PARAGRAPHS, PARAGRAPH_BUCKETS, FINISH, JOIN = "paragraphs", "paragraph_buckets", "finish", "join"
 BUCKET_BYTES = 1 << 31
 """Raw bytes for each bucket of hashes; a bucket is what goes through memory at one time."""
+JOINED_BLOCKS = 16
+"""Blocks of raw text for each bucket of documents that are to be joined."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,19 @@ class CuratedSource:
     @property
     def fields(self) -> list[str]:
         """Fields of a raw record beside its text that are read."""
-        return sorted({*self.score_fields.values(), *([self.label_field] if self.label_field else [])})
+        joining = self.joining
+        places = [joining.by, joining.order_field] if joining else []
+        return sorted({*self.score_fields.values(), *filter(None, [self.label_field, *places])})
+
+    @property
+    def joining(self) -> JoiningConfig | None:
+        """How its documents are joined, if they are."""
+        return self.steps.joining if self.steps is not None and self.steps.joining.by else None
+
+    @property
+    def join_buckets(self) -> int:
+        """Buckets that its documents are dealt out to for joining; 0 if they aren't joined."""
+        return -(-len(self.blocks) // JOINED_BLOCKS) if self.joining else 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,11 @@ class Job:
     def num_buckets(self) -> int:
         """Buckets that hashes are dealt out to; it follows from the raw bytes alone."""
         return 1 << (self.raw_bytes // BUCKET_BYTES).bit_length()
+
+    @cached_property
+    def join_units(self) -> list[tuple[int, int]]:
+        """(source, bucket of its own) of every bucket of documents that are to be joined."""
+        return [(number, bucket) for number, one in enumerate(self.sources) for bucket in range(one.join_buckets)]
 
     def source_of(self, unit: Unit) -> CuratedSource:
         """The source that a unit belongs to."""

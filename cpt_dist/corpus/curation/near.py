@@ -177,7 +177,8 @@ def find_clusters(job: Job) -> None:
         members = order[low:high]
         gone = _resolve(store, nodes[members], ranks[members], job.pipeline.near_duplicates.threshold)
         found.append(gone)
-        listed.append({"documents": int(high - low), "kept": int(high - low) - len(gone), "nodes": nodes[members][:5]})
+        number, best = int(high - low), bytes(ranks["id"][members[0]]).hex()
+        listed.append({"documents": number, "kept": number - len(gone), "best": best, "nodes": nodes[members][:5]})
     table = np.concatenate(found)
     table = table[np.lexsort((table["row"], table["unit"]))]
     stem = job.bucket_stem(CLUSTERS, 0)

@@ -27,7 +27,8 @@ from cpt_dist.corpus.curation.tables import (
 from cpt_dist.corpus.read import LINES_END, Record
 from cpt_dist.corpus.remote_inputs import fetched
 from cpt_dist.corpus.slices import Slice, read_slice
-from cpt_dist.corpus.step import CuratedDocument, Origin
+from cpt_dist.corpus.step import CuratedDocument, Origin, RemovedText
+from cpt_dist.curation_config import INPUT_ORDER
 from cpt_dist.files import atomic_write, file_checksum
 
 EMPTY = "empty"
@@ -106,7 +107,28 @@ def _results(
     }
     label = record.values.get(source.label_field) if source.label_field else None
     labels = {"label": label.strip()} if isinstance(label, str) and label.strip() else {}
-    yield from apply(steps, CuratedDocument(b"", record.text, source.name, origin, scores, labels), tally)
+    group, place = _group_and_place(source, record)
+    document = CuratedDocument(b"", record.text, source.name, origin, scores, labels, group=group, place=place)
+    for result in apply(steps, document, tally):
+        assert not isinstance(result, RemovedText), result
+        yield result
+
+
+def _group_and_place(source: CuratedSource, record: Record) -> tuple[str | None, str | None]:
+    """What the record is joined with, and where it stands there; (None, None) where it doesn't say either."""
+    joining = source.joining
+    if joining is None or joining.by is None:
+        return None, None
+    group = _as_text(record.values.get(joining.by))
+    place = _as_text(record.values.get(joining.order_field))
+    return (None, None) if group is None or (place is None and joining.order != INPUT_ORDER) else (group, place)
+
+
+def _as_text(value: Any) -> str | None:
+    """A text or a number as text; None for anything else and for a blank text."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    return str(value).strip() or None
 
 
 def _write_ids(job: Job, stem: Any, ids: list[bytes]) -> list[int]:

@@ -62,7 +62,7 @@ def score_unit(job: Job, unit: Unit) -> None:
                     kept_rows.add(document_row(result), len(result.text))
                     signatures.add(result)
                     tally.note(result)
-                else:
+                elif isinstance(result, DroppedDocument):
                     dropped_rows.add(dropped_row(result, source.name), result.num_bytes)
     record: dict[str, Any] = {"job": job.fingerprint, "documents": kept_rows.num_rows, "xxh3": file_checksum(documents)}
     write_record(stem, {**tally.as_json(), **record, "batches": signatures.batches})

@@ -20,6 +20,7 @@ from cpt_dist.corpus.curation.job import (
     EXACT,
     FINISH,
     FIT,
+    JOIN,
     PARAGRAPH_BUCKETS,
     PARAGRAPHS,
     READ,
@@ -28,6 +29,7 @@ from cpt_dist.corpus.curation.job import (
     Unit,
     is_done,
 )
+from cpt_dist.corpus.curation.join import join_bucket
 from cpt_dist.corpus.curation.near import band_bucket, band_buckets, find_clusters
 from cpt_dist.corpus.curation.paragraphs import paragraph_bucket, paragraphs_unit
 from cpt_dist.corpus.curation.read import read_unit
@@ -77,6 +79,7 @@ STAGES = {
         Stage(PARAGRAPHS, of_block=paragraphs_unit),
         Stage(PARAGRAPH_BUCKETS, of_bucket=paragraph_bucket),
         Stage(FINISH, of_block=finish_unit),
+        Stage(JOIN, of_bucket=join_bucket, num_buckets=lambda job: len(job.join_units)),
     )
 }
 
@@ -84,6 +87,8 @@ STAGES = {
 def stages_of(job: Job) -> list[Stage]:
     """The stages of a job, in their order."""
     left_out = set() if any(map(is_fitted, job.sources)) else {FIT}
+    if not job.join_units:
+        left_out |= {JOIN}
     if not job.pipeline.near_duplicates.enabled:
         left_out |= {BANDS, CLUSTERS}
     if not job.pipeline.paragraph_duplicates.enabled:

@@ -28,7 +28,7 @@ from cpt_dist.curation_profiles import resolve_steps
 from cpt_dist.curation_validation import steps_problems
 from cpt_dist.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Raised when steps give other results from the same settings, so that folders made before are not gone on with."""
 DEFAULT_PROFILE = "general"
 Steps = Sequence[Step | Splitter]

@@ -17,7 +17,7 @@ from typing import IO, Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from cpt_dist.corpus.step import CuratedDocument, Dropped, Origin
+from cpt_dist.corpus.step import CuratedDocument, Dropped, Origin, RemovedText
 from cpt_dist.files import atomic_write
 
 GROUP_BYTES, GROUP_ROWS = 8 << 20, 4096
@@ -50,6 +50,20 @@ DROPPED = pa.schema(
         ("text", pa.large_string()),
     ]
 )
+REMOVED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("record", pa.int64()),
+        ("byte", pa.int64()),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+        ("detail", pa.string()),
+        ("text", pa.large_string()),
+    ]
+)
+"""Parts that were cut out of documents; `offset` is in characters of the document as the step read it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,7 @@ class TableWriter:
         self._schema = schema
         self._rows: list[dict[str, Any]] = []
         self._size = 0
-        self.num_rows = 0
+        self.num_rows = self.num_groups = 0
 
     def __enter__(self) -> TableWriter:
         handle: IO[bytes] = self._file.__enter__()
@@ -97,17 +111,19 @@ class TableWriter:
         self._size += size
         self.num_rows += 1
         if self._size >= GROUP_BYTES or len(self._rows) >= GROUP_ROWS:
-            self._flush()
+            self.end_group()
 
-    def _flush(self) -> None:
+    def end_group(self) -> None:
+        """Begin a new row group, if there's any row in the last one."""
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
             self._rows, self._size = [], 0
+            self.num_groups += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             if kind is None:
-                self._flush()
+                self.end_group()
             self._writer.close()
         finally:
             self._file.__exit__(kind, error, at)
@@ -115,7 +131,9 @@ class TableWriter:
 
 def document_row(document: CuratedDocument) -> dict[str, Any]:
     """A document's row of an intermediate table."""
-    notes = [dict(document.scores), dict(document.labels), dict(document.counts)]
+    notes: list[Any] = [dict(document.scores), dict(document.labels), dict(document.counts)]
+    if document.group is not None:
+        notes.append([document.group, document.place])
     origin = document.origin
     return {
         "id": document.id,
@@ -129,16 +147,46 @@ def document_row(document: CuratedDocument) -> dict[str, Any]:
     }
 
 
-def read_documents(path: Path, source: str, first_record: int = 0) -> Iterator[CuratedDocument]:
-    """The documents of an intermediate table; `first_record` is added to their record numbers."""
+def read_documents(
+    path: Path, source: str, first_record: int = 0, groups: Iterable[int] | None = None
+) -> Iterator[CuratedDocument]:
+    """The documents of an intermediate table (of some row groups); `first_record` is added to their record numbers."""
     with parquet.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            for row in file.read_row_group(group).to_pylist():
-                scores, labels, counts = json.loads(row["notes"]) if row["notes"] else ({}, {}, {})
+        for number in range(file.num_row_groups) if groups is None else groups:
+            for row in file.read_row_group(number).to_pylist():
+                scores, labels, counts, *joining = json.loads(row["notes"]) if row["notes"] else ({}, {}, {})
                 origin = Origin(row["file"], row["record"] + first_record, row["byte"])
+                group, place = joining[0] if joining else (None, None)
                 yield CuratedDocument(
-                    row["id"], row["text"], source, origin, scores, labels, counts, row["parent"], row["offset"]
+                    row["id"],
+                    row["text"],
+                    source,
+                    origin,
+                    scores,
+                    labels,
+                    counts,
+                    row["parent"],
+                    row["offset"],
+                    group,
+                    place,
                 )
+
+
+def removed_row(removed: RemovedText, source: str) -> dict[str, Any]:
+    """The row of a part that was cut out of a document."""
+    document = removed.document
+    text = document.text[removed.start : removed.end]
+    return {
+        "id": document.id.hex(),
+        "source": source,
+        "file": document.origin.file,
+        "record": document.origin.index,
+        "byte": document.origin.byte,
+        "offset": document.offset + removed.start,
+        "bytes": len(text.encode()),
+        "detail": removed.detail,
+        "text": text,
+    }
 
 
 def dropped_row(dropped: DroppedDocument, source: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def _fasttext_model(path: str) -> Any:
     try:
         import fasttext
     except ImportError as error:
-        raise UserError("language.detector: fasttext isn't installed; pip install fasttext-numpy2-wheel") from error
+        raise UserError("language.detector: fasttext isn't installed; pip install 'cpt_dist[fasttext]'") from error
     try:
         return fasttext.load_model(path)
     except ValueError as error:
@@ -110,7 +110,7 @@ class Language:
         )
         if not shares:
             if settings.wanted and settings.unknown == DROP:
-                return Dropped("language", f"unknown, wanted {', '.join(settings.wanted)}")
+                return Dropped("language", f"unknown, wanted {', '.join(settings.wanted)}", {LANGUAGE: UNKNOWN})
             return document
         if not settings.wanted:
             return document
@@ -118,7 +118,8 @@ class Language:
         if wanted < settings.min_confidence:
             if settings.on_unwanted == DROP:
                 asked = ", ".join(settings.wanted)
-                return Dropped("language", f"{top} {confidence:.2f}, wanted {asked} at least {settings.min_confidence}")
+                detail = f"{top} {confidence:.2f}, wanted {asked} at least {settings.min_confidence}"
+                return Dropped("language", detail, {LANGUAGE: top})
             return replace(document, counts=with_counts(document, {"unwanted_language": 1}))
         if settings.paragraphs == DROP and wanted < 1:
             return self._without_others(document)

@@ -21,7 +21,7 @@ class KenlmModel:
             import kenlm
         except ImportError as error:
             raise UserError(
-                f"{_KEY}: '{path}' needs the package kenlm, which isn't installed; pip install kenlm"
+                f"{_KEY}: '{path}' needs the package kenlm, which isn't installed; pip install 'cpt_dist[kenlm]'"
             ) from error
         try:
             self._model: Any = kenlm.Model(path)

@@ -29,7 +29,7 @@ def _analyzer(language: str, model: str) -> Any:
         from presidio_analyzer.nlp_engine import NlpEngineProvider
     except ImportError as error:
         raise UserError(
-            "pii.names: presidio isn't installed; pip install presidio-analyzer, or set names=off"
+            "pii.names: presidio isn't installed; pip install 'cpt_dist[names]', or set names=off"
         ) from error
     if importlib.util.find_spec(model) is None and not Path(model).is_dir():
         raise UserError(f"pii.names_model: the spaCy model '{model}' isn't installed; install it, or give its folder")

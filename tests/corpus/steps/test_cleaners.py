@@ -176,7 +176,7 @@ def test_a_missing_spacy_model_is_an_error_before_anything_is_fetched(document):
 def test_a_missing_presidio_says_what_to_install(document, monkeypatch):
     names_module._analyzer.cache_clear()
     monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
-    with pytest.raises(UserError, match="pip install presidio-analyzer"):
+    with pytest.raises(UserError, match=r"pip install .cpt_dist\[names\]"):
         PersonNames(PiiConfig(names="mask", names_model="json"))(document("text"))
 
 

@@ -199,7 +199,7 @@ def test_a_missing_kenlm_or_a_wrong_path_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "kenlm", None)
     _given_model.cache_clear()
     (tmp_path / "big.arpa").write_text("a model")
-    with pytest.raises(UserError, match="pip install kenlm"):
+    with pytest.raises(UserError, match=r"pip install .cpt_dist\[kenlm\]"):
         fit_perplexity(["a"] * 4, PerplexityConfig(model=str(tmp_path / "big.arpa")), tmp_path, "p")
     with pytest.raises(UserError, match=r"quality\.perplexity\.model"):
         fit_perplexity(["a"] * 4, PerplexityConfig(model=str(tmp_path / "absent")), tmp_path, "p")
