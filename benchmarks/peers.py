@@ -1,4 +1,4 @@
-"""Environments of the peers that benchmarks/stream.py compares with: one each, made on demand from PyPI, pinned.
+"""Environments of the peers that benchmarks compare with: one each, made on demand from PyPI, pinned.
 
 They are apart because their requirements exclude each other. Each also sees the environment that the benchmark runs
 in, for torch and numpy, and changes nothing in it. A peer that can't be installed is reported with pip's last line.
@@ -21,6 +21,10 @@ PEERS: dict[str, list[list[str]]] = {
     "litdata 0.2.76": [["--no-deps", "litdata==0.2.76", "lightning-utilities", "obstore"], ["boto3"]],
     "grain 0.2.18": [["grain==0.2.18"]],
     "datasets 5.2.0": [["datasets==5.2.0"]],
+    "litgpt 0.5.13": [
+        ["--no-deps", "litgpt==0.5.13", "lightning", "lightning-utilities", "pytorch-lightning"],
+        ["jsonargparse[signatures]", "torchmetrics"],
+    ],
 }
 """Name and version -> arguments of each call of `pip install`."""
 

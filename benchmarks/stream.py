@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.peer_jobs import MICRO_BATCH, resident_bytes  # noqa: E402
+from benchmarks.peer_jobs import PEERS as JOBS  # noqa: E402
 from benchmarks.peers import PEERS, peer_python, short_name  # noqa: E402
 from benchmarks.stream_data import make_sources  # noqa: E402
 from cpt_dist.config import BEST_FIT, CONCAT, StageConfig  # noqa: E402
@@ -37,6 +38,7 @@ from cpt_dist.data.order import SampleOrder  # noqa: E402
 from cpt_dist.data.shards import Source  # noqa: E402
 from cpt_dist.files import write_json  # noqa: E402
 
+DATA_PEERS = [name for name in PEERS if short_name(name) in JOBS]
 WEIGHTS = [0.4, 0.3, 0.2, 0.1]
 NUM_SAMPLES = 10**9
 BATCH_ROWS = 64
@@ -220,7 +222,7 @@ class Benchmark:
                 self.row(f"{metric} of 1e9 samples", "CPU-s", statistics.median(result["seconds"]), None, "", False)
             self.row("resident memory of a start on 1e9 samples", "bytes", begun["bytes"], None, "", False)
         else:
-            for name in self.arguments.peer or list(PEERS):
+            for name in self.arguments.peer or DATA_PEERS:
                 self.peer(name, speeds, begun, resumed)
                 self.write()  # what is measured isn't lost where a later peer is stopped
 
@@ -299,7 +301,7 @@ def main() -> None:
     )
     parser.add_argument("--ours-only", action="store_true", help="without peers")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "cache" / "peers")
-    parser.add_argument("--peer", action="append", choices=list(PEERS), help="only this peer (repeatable)")
+    parser.add_argument("--peer", action="append", choices=DATA_PEERS, help="only this peer (repeatable)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "stream.json")
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

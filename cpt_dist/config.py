@@ -62,8 +62,8 @@ class ModelConfig:
     path: str = MISSING
     """Folder of a Hugging Face causal language model: config.json, safetensors weights, a fast tokenizer."""
     attention: str = "auto"
-    """How packed documents attend: sdpa_per_document (any device), flash_attn or triton (GPU), or auto, which takes the
-    first of flash_attn, triton and sdpa_per_document that can run and says so."""
+    """How packed documents attend: sdpa_per_document (any device), flash_attn or triton (GPU), native (CPU, fp32), or
+    auto, which takes the first of flash_attn, triton, native and sdpa_per_document that can run and says so."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass instead of keeping its activations."""
     activation_offload: bool = False

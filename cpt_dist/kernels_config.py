@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MODEL = "model"
-LAYER_BACKENDS = (MODEL, "auto", "torch", "triton")
-LOSS_BACKENDS = ("auto", "torch", "triton", "cut_cross_entropy")
+LAYER_BACKENDS = (MODEL, "auto", "torch", "triton", "native")
+LOSS_BACKENDS = ("auto", "torch", "triton", "native", "cut_cross_entropy")
 STEP_BACKENDS = ("torch", "triton", "auto")
-ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn", "triton")
+ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn", "native", "triton")
 LAYER_OPERATIONS = ("rms_norm", "add_rms_norm", "rope", "swiglu")
 
 
@@ -21,11 +21,12 @@ class KernelsConfig:
     """Who computes the operations of training (docs/kernels.md)."""
 
     linear_cross_entropy: str = "auto"
-    """The output layer's loss: torch, triton, or auto (triton on a GPU where it passes its trial there, else torch). If
-    the package is installed: cut_cross_entropy."""
+    """The output layer's loss: torch, triton, native (C, compiled on the machine, for CPUs in fp32), or auto (triton on
+    a GPU and native on a CPU where they pass their trial there, else torch). If the package is installed:
+    cut_cross_entropy."""
     rms_norm: str = MODEL
-    """RMSNorm: model (the code of transformers), torch (one rounding, fp32 inside), triton, or auto as above. If the
-    package is installed: liger."""
+    """RMSNorm: model (the code of transformers), torch (one rounding, fp32 inside), triton, native, or auto as above.
+    If the package is installed: liger."""
     add_rms_norm: str = MODEL
     """The sum of the residual and the attention's output with the norm that follows: as rms_norm."""
     rope: str = MODEL
@@ -33,8 +34,8 @@ class KernelsConfig:
     swiglu: str = MODEL
     """The elementwise part of the gated MLP, computed again in the backward pass unless it is model: as rms_norm."""
     attention: str | None = None
-    """As model.attention, which it takes the place of: auto, sdpa_per_document, flash_attn or triton; null: what
-    model.attention says."""
+    """As model.attention, which it takes the place of: auto, sdpa_per_document, flash_attn, native or triton; null:
+    what model.attention says."""
     adamw: str = "torch"
     """The optimizer's step: torch (PyTorch's fused one), triton (on fsdp the clipping of gradients is part of it), or
     auto as above."""

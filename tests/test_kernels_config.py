@@ -11,7 +11,7 @@ from cpt_dist.kernels_config import KernelsConfig, kernel_problems
         (
             {"rms_norm": "tritn"},
             "auto",
-            "kernels.rms_norm: 'tritn' is unknown; it is model, auto, torch, triton or",
+            "kernels.rms_norm: 'tritn' is unknown; it is model, auto, torch, triton, native or",
         ),
         ({"rope": "liger"}, "auto", "kernels.rope: 'liger' is unknown"),
         ({"linear_cross_entropy": "model"}, "auto", "kernels.linear_cross_entropy: 'model' is unknown"),

@@ -1,8 +1,9 @@
 """PyTorch FSDP2: each decoder layer and the rest of the model sharded along the first axis of every parameter.
 
-One process is a mesh of one and takes the same way; HSDP is a mesh of two axes. Parameters, gradients and moments are
-DTensors, which torch.distributed.checkpoint knows by itself. The GPU paths (mixed precision, offload) follow PyTorch's
-documentation and have not been measured on a GPU.
+HSDP is a mesh of two axes. Parameters, gradients and moments are DTensors, which torch.distributed.checkpoint knows by
+itself. One process that computes in fp32 has nothing to gather, cast or reduce: its model stays as it is, since FSDP2
+would copy every parameter twice and every gradient once a step; the numbers are the same. The GPU paths (mixed
+precision, offload) follow PyTorch's documentation and have not been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ def _mesh(world: World, shard_size: int) -> DeviceMesh:
     return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
+def needs_sharding(world: World, config: EngineConfig, compute_dtype: torch.dtype) -> bool:
+    """Whether FSDP2 has anything to do; else the model trains as it is, with the same numbers and checkpoints."""
+    return world.size > 1 or compute_dtype != torch.float32 or config.offload
+
+
 class FsdpEngine(Engine):
     """`model` (fp32, whole on each rank) becomes sharded in place."""
 
@@ -59,15 +65,17 @@ class FsdpEngine(Engine):
         """`adamw_kernel`: who takes the steps, and whether it is an error if that cannot run."""
         self.world, self.compute_dtype = world, compute_dtype
         self._max_grad_norm = optimizer.max_grad_norm
-        mesh = _mesh(world, config.shard_size or world.size)
+        self._sharded = needs_sharding(world, config, compute_dtype)
         # Inputs are not cast: they are integers at the root, and casting would copy the document borders in each layer.
         policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         offload: OffloadPolicy = CPUOffloadPolicy() if config.offload else OffloadPolicy()
         if not config.offload:
             model.to(world.device)
-        for layer in model.decoder_layers():
-            fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload)
-        fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
+        mesh = _mesh(world, config.shard_size or world.size)
+        if self._sharded:
+            for layer in model.decoder_layers():
+                fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload)
+            fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
         self.model = model
         groups = parameter_groups(self._named_parameters(), optimizer)
         self._optimizer = adamw(groups, optimizer, *adamw_kernel)
@@ -138,7 +146,8 @@ class FsdpEngine(Engine):
 
     def _reshard(self) -> None:
         # The root keeps its parameters whole for a backward pass; without one, the optimizer's are elsewhere.
-        cast(FSDPModule, self.model).reshard()
+        if self._sharded:
+            cast(FSDPModule, self.model).reshard()
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}

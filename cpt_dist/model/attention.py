@@ -10,6 +10,7 @@ to 11 times faster than a dense mask.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from typing import Any
@@ -18,7 +19,9 @@ import torch
 from cpt_kernels import Backend, KernelRefusedError, Spec, choose, document_attention, register
 from cpt_kernels.attention import MAX_HEAD_DIM as TRITON_MAX_HEAD_DIM
 from cpt_kernels.attention import OPERATION as DOCUMENT_ATTENTION
+from cpt_kernels.attention import native_attention_supports
 from cpt_kernels.attention import supports as triton_supports
+from cpt_kernels.native import native_backend
 from cpt_kernels.triton_support import triton_backend
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -206,6 +209,8 @@ def _sdpa_per_document(
         else:
             attended = _banded(q, k, v, scaling, dropout, window)
         pieces.append(attended.transpose(1, 2).flatten(0, 1))
+    if len(pieces) == 1:
+        return pieces[0]  # torch.cat would copy it
     return torch.cat(pieces) if pieces else query.transpose(0, 1)
 
 
@@ -248,32 +253,38 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """What transformers shall make as a mask for `cpt_varlen`: none, the borders say it all."""
 
 
-def _triton(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    documents: Documents,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-) -> Tensor:
-    """`document_attention`: [heads, tokens, head_dim] each -> [tokens, heads, head_dim]. Not measured on a GPU."""
-    if dropout:
-        raise UserError("model.attention: 'triton' has no dropout; set it to auto or sdpa_per_document")
-    return document_attention(
-        query,
-        key,
-        value,
-        documents.cu_seqlens,
-        scale=scaling,
-        window=window,
-        keys_before=documents.keys_before,
-        backend="triton",
-    )
+def _by(kernel: str) -> Callable[..., Tensor]:
+    """`document_attention` by one of its backends; that of Triton has not been measured on a GPU."""
+
+    def attend(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        documents: Documents,
+        scaling: float | None,
+        dropout: float,
+        window: int | None,
+    ) -> Tensor:
+        """[heads, tokens, head_dim] each -> [tokens, heads, head_dim]."""
+        if dropout:
+            raise UserError(f"model.attention: '{kernel}' has no dropout; set it to auto or sdpa_per_document")
+        return document_attention(
+            query,
+            key,
+            value,
+            documents.cu_seqlens,
+            scale=scaling,
+            window=window,
+            keys_before=documents.keys_before,
+            backend=kernel,
+        )
+
+    return attend
 
 
 register(OPERATION, Backend("flash_attn", _flash_supports, _flash))
-register(OPERATION, triton_backend(DOCUMENT_ATTENTION, _triton, triton_supports))
+register(OPERATION, triton_backend(DOCUMENT_ATTENTION, _by("triton"), triton_supports))
+register(OPERATION, native_backend(DOCUMENT_ATTENTION, _by("native"), native_attention_supports))
 register(OPERATION, Backend("sdpa_per_document", lambda spec: None, _sdpa_per_document))
 AttentionInterface.register(IMPLEMENTATION, packed_attention)
 AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)

@@ -93,9 +93,9 @@ def _attention(wanted: str, device: str, strict: bool) -> str:
     if wanted == "auto":
         return wanted
     try:
-        # Which dtype a call has is known then; flash-attn's own refusal of fp32 comes there.
+        # Which dtype a call has is known then; the refusal of fp32 by flash-attn, or of bf16 by C, comes there.
         with unrecorded():
-            choose_backend(wanted, device, torch.bfloat16)
+            choose_backend(wanted, device, torch.float32 if wanted == "native" else torch.bfloat16)
     except UserError as error:
         if strict:
             raise

@@ -1,4 +1,4 @@
-"""Causal attention of packed documents in Triton, for GPUs on which flash-attn is missing.
+"""Causal attention of packed documents: in Triton for GPUs on which flash-attn is missing, in C for CPUs.
 
 No token attends across a border. Key heads may be fewer than query heads (grouped queries, arXiv 2305.13245), a sliding
 window is possible, and the first document may have keys in front of its first query, as on a rank that holds a later
@@ -8,15 +8,27 @@ part of a row. Where flash-attn runs it is the better choice: it uses what each 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from cpt_kernels.native import (
+    QUERIES_OF_A_BLOCK,
+    SCRATCH_OF_A_THREAD,
+    call,
+    is_native,
+    native_backend,
+    native_supports,
+    sgemm_address,
+)
 from cpt_kernels.registry import Backend, Spec, choose, register, spec_of
 from cpt_kernels.triton_support import launch_settings, next_power_of_2, triton_backend
 
 OPERATION = "document_attention"
 MAX_HEAD_DIM = 128
+_ALL_THREADS = 1 << 30
+"""Products inside a parallel region have one thread each, so the kernel always opens one."""
 WIDE_HEADS = f"head_dim>{MAX_HEAD_DIM}"
 
 
@@ -116,13 +128,15 @@ def _constants(query: Tensor, key: Tensor, kernel: str) -> dict[str, int | str]:
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float, window: int, keys_before: int
 ) -> tuple[Tensor, Tensor]:
-    from cpt_kernels.jit.attention import attention_forward
-
     query, key, value = _neighbours(query), _neighbours(key), _neighbours(value)
     heads, num_queries, _ = query.shape
     out = query.new_empty((num_queries, heads, query.shape[2]))
     lse = torch.empty((heads, num_queries), dtype=torch.float32, device=query.device)
-    if query.numel():
+    if is_native(query):
+        _native_forward(query, key, value, cu_seqlens, out, lse, scale, window, keys_before)
+    elif query.numel():
+        from cpt_kernels.jit.attention import attention_forward
+
         first = first_keys(cu_seqlens, num_queries, window or None, keys_before)
         constants = _constants(query, key, "attention_forward")
         attention_forward[(-(-num_queries // int(constants["BLOCK_M"])), heads)](
@@ -150,6 +164,54 @@ def _(
     return query.new_empty((num_queries, heads, dim)), query.new_empty((heads, num_queries), dtype=torch.float32)
 
 
+def _native_scratch(query: Tensor) -> Tensor:
+    return query.new_empty((torch.get_num_threads(), SCRATCH_OF_A_THREAD))
+
+
+def _native_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    window: int,
+    keys_before: int,
+) -> None:
+    heads, num_queries, size = query.shape
+    first = first_keys(cu_seqlens, num_queries, window or None, keys_before)
+    blocks = [
+        (start, min(start + QUERIES_OF_A_BLOCK, stop))
+        for begin, stop in pairwise(cu_seqlens.tolist())
+        for start in range(begin, stop, QUERIES_OF_A_BLOCK)
+    ]
+    table = torch.tensor(blocks, dtype=torch.int64)
+    tensors = (query, key, value, out, lse, first, table, sgemm_address(), _native_scratch(query))
+    sizes = (len(blocks), num_queries, heads, heads // key.shape[0], size, keys_before)
+    call("attention_forward", _ALL_THREADS, *tensors, *sizes, *_strides(query, key, value), scale)
+
+
+def _native_backward(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    window: int,
+    keys_before: int,
+) -> None:
+    _, query, key, _ = inputs
+    heads, num_queries, size = query.shape
+    first = first_keys(cu_seqlens, num_queries, window or None, keys_before)
+    borders = cu_seqlens.to(torch.int32).contiguous()
+    parts = query.new_empty((2, heads, key.shape[1], size))
+    tensors = (*inputs, out, lse, first, borders, sgemm_address(), _native_scratch(query), parts, *grads)
+    sizes = (len(borders) - 1, num_queries, heads, heads // key.shape[0], size, keys_before)
+    call("attention_backward", _ALL_THREADS, *tensors, *sizes, *_strides(*inputs), scale)
+
+
 @torch.library.custom_op("cpt_kernels::document_attention_backward", mutates_args=())
 def _backward(
     grad_out: Tensor,
@@ -163,8 +225,6 @@ def _backward(
     window: int,
     keys_before: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from cpt_kernels.jit.attention import attention_backward_key, attention_backward_query
-
     query, key, value = _neighbours(query), _neighbours(key), _neighbours(value)
     heads, num_queries, _ = query.shape
     key_heads, num_keys, _ = key.shape
@@ -172,6 +232,12 @@ def _backward(
     if not query.numel():
         return grads[0].zero_(), grads[1].zero_(), grads[2].zero_()
     grad_out = _neighbours(grad_out.transpose(0, 1))
+    if is_native(query):
+        inputs = (grad_out, query, key, value)
+        _native_backward(inputs, out, lse, cu_seqlens, grads, scale, window, keys_before)
+        return grads
+    from cpt_kernels.jit.attention import attention_backward_key, attention_backward_query
+
     out = out.transpose(0, 1)
     delta = torch.empty_like(lse)
     sizes = (num_queries, num_keys, keys_before, scale * math.log2(math.e), scale)
@@ -241,7 +307,7 @@ def _differentiate(ctx, grad_out, _):
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _triton(
+def _kernel(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -261,5 +327,13 @@ def supports(spec: Spec) -> str | None:
     return f"the Triton kernel takes heads of up to {MAX_HEAD_DIM} dimensions" if WIDE_HEADS in spec.features else None
 
 
-register(OPERATION, triton_backend(OPERATION, _triton, supports))
+def native_attention_supports(spec: Spec) -> str | None:
+    """The reason why the C kernel does not take a request, or None."""
+    if spec.device == "cpu" and sgemm_address() is None:
+        return "this build of torch shows no sgemm to other libraries"
+    return native_supports(spec)
+
+
+register(OPERATION, triton_backend(OPERATION, _kernel, supports))
+register(OPERATION, native_backend(OPERATION, _kernel, native_attention_supports))
 register(OPERATION, Backend("torch", lambda spec: None, reference))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cpt_kernels.native import call
 from cpt_kernels.registry import Backend, choose, register, spec_of
 from cpt_kernels.triton_support import launch_settings, triton_backend
 
@@ -148,6 +149,42 @@ def triton_rows(
     word_share = share if z_loss == 0 else share * (1 + 2 * z_loss * lse)
     _gradient_in_place(logits, labels, largest, log_total, word_share, share, logit_scale, softcap or 0.0)
     return nll, lse, logits
+
+
+@torch.library.custom_op("cpt_kernels::cross_entropy_rows", mutates_args=("logits",))
+def _native_rows(
+    logits: Tensor, labels: Tensor, share: Tensor | None, z_loss: float, ignore_index: int, logit_scale: float
+) -> tuple[Tensor, Tensor]:
+    num_tokens, num_words = logits.shape
+    if bool(((labels != ignore_index) & ((labels < 0) | (labels >= num_words))).any()):
+        raise IndexError(f"a label is neither in [0, {num_words}) nor {ignore_index}")
+    nll, lse = logits.new_empty(num_tokens), logits.new_empty(num_tokens)
+    tensors = (logits, labels.contiguous(), None if share is None else share.contiguous(), nll, lse)
+    sizes = (num_tokens, num_words, logits.stride(0), ignore_index)
+    call("cross_entropy_rows", logits.numel(), *tensors, *sizes, z_loss, logit_scale)
+    return nll, lse
+
+
+@_native_rows.register_fake
+def _(
+    logits: Tensor, labels: Tensor, share: Tensor | None, z_loss: float, ignore_index: int, logit_scale: float
+) -> tuple[Tensor, Tensor]:
+    return logits.new_empty(logits.shape[0]), logits.new_empty(logits.shape[0])
+
+
+def native_rows(
+    logits: Tensor,
+    labels: Tensor,
+    share: Tensor | None,
+    z_loss: float,
+    ignore_index: int,
+    logit_scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`Rows` by the C kernel; fp32 logits with neighbouring words, on a CPU, without a soft cap."""
+    assert softcap is None
+    nll, lse = _native_rows(logits, labels, share, z_loss, ignore_index, logit_scale)
+    return nll, lse, None if share is None else logits
 
 
 def _readable(logits: Tensor) -> Tensor:

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.compiler import is_compiling
 
-from cpt_kernels.cross_entropy import Rows, check_options, loss_of, token_weights, torch_rows, triton_rows
+from cpt_kernels.cross_entropy import Rows, check_options, loss_of, native_rows, token_weights, torch_rows, triton_rows
 from cpt_kernels.cross_entropy import reference as logits_reference
+from cpt_kernels.native import native_backend
 from cpt_kernels.registry import Backend, Spec, choose, register, spec_of
 from cpt_kernels.triton_support import triton_backend
 
@@ -140,10 +142,11 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs[0] else None
         grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if needs[1] else None
         grad_bias = torch.zeros(weight.shape[0], dtype=exact, device=weight.device) if needs[2] else None
+        room = ChunkRoom(hidden, chunk_tokens, weight.shape[0])
         for start in range(0, hidden.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             states = hidden[rows].to(gemm)
-            logits = matmul(states, words.t(), exact)
+            logits = room.product(states, words.t(), exact)
             if bias is not None:
                 logits += bias.to(exact)
             share = weights[rows] / divisor if any(needs) else None
@@ -172,10 +175,18 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight, grad_bias = (
-            None if saved is None else saved * grad_loss.to(saved.dtype) for saved in ctx.saved_tensors
-        )
+        grad_hidden, grad_weight, grad_bias = (scaled(saved, grad_loss) for saved in ctx.saved_tensors)
         return grad_hidden, grad_weight, None, None, grad_bias, *(None,) * 8
+
+
+def scaled(gradient: Tensor | None, factor: Tensor) -> Tensor | None:
+    """A saved gradient times `factor`; itself where that is 1, which a CPU can look at without waiting.
+
+    Autograd takes it over as the parameter's gradient unless the graph is kept, and else copies it.
+    """
+    if gradient is None or (factor.device.type == "cpu" and not is_compiling() and float(factor) == 1.0):
+        return gradient
+    return gradient * factor.to(gradient.dtype)
 
 
 def exact_type(hidden: Tensor) -> torch.dtype:
@@ -193,6 +204,24 @@ def matmul(left: Tensor, right: Tensor, out_dtype: torch.dtype) -> Tensor:
     if left.dtype == out_dtype:
         return torch.mm(left, right)
     return torch.mm(left, right, out_dtype=out_dtype)
+
+
+class ChunkRoom:
+    """Memory for the logits of one chunk, used by every chunk.
+
+    On a CPU new memory of this size is made of empty pages each time, which takes a few percent of the products' time.
+    """
+
+    def __init__(self, hidden: Tensor, chunk_tokens: int, num_words: int) -> None:
+        self._memory = None
+        if hidden.dtype == exact_type(hidden) and hidden.device.type == "cpu" and not is_compiling():
+            self._memory = hidden.new_empty((min(chunk_tokens, hidden.shape[0]), num_words))
+
+    def product(self, states: Tensor, words: Tensor, dtype: torch.dtype) -> Tensor:
+        """states @ words in `dtype`; valid until the next call."""
+        if self._memory is None:
+            return matmul(states, words, dtype)
+        return torch.mm(states, words, out=self._memory[: states.shape[0]])
 
 
 def add_product(total: Tensor, errors: Tensor, states: Tensor) -> None:
@@ -231,6 +260,10 @@ def _triton_chunked(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _chunked(triton_rows, *arguments)
 
 
+def _native_chunked(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _chunked(native_rows, *arguments)
+
+
 def torch_supports(spec: Spec) -> str | None:
     """None for a dtype that torch multiplies matrices in, else the reason."""
     if spec.dtype in ("float32", "float64", "bfloat16", "float16"):
@@ -239,6 +272,7 @@ def torch_supports(spec: Spec) -> str | None:
 
 
 register(OPERATION, triton_backend(OPERATION, _triton_chunked))
+register(OPERATION, native_backend(OPERATION, _native_chunked))
 register(OPERATION, Backend("torch", torch_supports, _torch_chunked))
 
 

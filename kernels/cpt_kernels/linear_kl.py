@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cpt_kernels.linear_cross_entropy import add_product, exact_type, gemm_type, matmul, torch_supports
+from cpt_kernels.linear_cross_entropy import (
+    ChunkRoom,
+    add_product,
+    exact_type,
+    gemm_type,
+    scaled,
+    torch_supports,
+)
+from cpt_kernels.native import call, native_backend
 from cpt_kernels.registry import Backend, choose, register, spec_of
 from cpt_kernels.triton_support import launch_settings, triton_backend
 
@@ -84,9 +92,11 @@ def linear_kl(
         raise ValueError(f"chunk_tokens {chunk_tokens} must be at least 1")
     if not isinstance(divisor, Tensor) and not divisor > 0:
         raise ValueError(f"divisor {divisor} must be positive")
-    function = choose(OPERATION, backend, spec_of(hidden), strict).function
+    softening = softening or Softening()
+    capped = softening.student[1] or softening.teacher[1]
+    function = choose(OPERATION, backend, spec_of(hidden, "softcap" if capped else ""), strict).function
     teacher = (teacher_hidden.detach(), teacher_weight.detach())
-    return function(hidden, weight, *teacher, divisor, token_weights, softening or Softening(), chunk_tokens)
+    return function(hidden, weight, *teacher, divisor, token_weights, softening, chunk_tokens)
 
 
 class _ChunkedLinearKl(torch.autograd.Function):
@@ -114,11 +124,12 @@ class _ChunkedLinearKl(torch.autograd.Function):
         share = weights * factor / divisor
         grad_hidden = torch.empty_like(hidden) if needs[0] else None
         grad_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device) if needs[1] else None
+        room, teacher_room = (ChunkRoom(hidden, chunk_tokens, weight.shape[0]) for _ in range(2))
         for start in range(0, hidden.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             states = hidden[rows].to(gemm)
-            logits = matmul(states, words.t(), exact)
-            teacher_logits = matmul(teacher_hidden[rows].to(gemm), teacher_words.t(), exact)
+            logits = room.product(states, words.t(), exact)
+            teacher_logits = teacher_room.product(teacher_hidden[rows].to(gemm), teacher_words.t(), exact)
             kl[rows] = rows_of(logits, teacher_logits, share[rows], any(needs), softening)
             del teacher_logits
             if not any(needs):
@@ -138,8 +149,7 @@ class _ChunkedLinearKl(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grads = (None if saved is None else saved * grad_loss.to(saved.dtype) for saved in ctx.saved_tensors)
-        return *grads, *(None,) * 8
+        return *(scaled(saved, grad_loss) for saved in ctx.saved_tensors), *(None,) * 8
 
 
 def _log_probabilities(logits: Tensor, scale: float, softcap: float | None, temperature: float) -> Tensor:
@@ -227,6 +237,29 @@ def triton_rows(logits: Tensor, teacher: Tensor, share: Tensor, with_gradient: b
     return _rows(logits, teacher, share.contiguous(), with_gradient, softening.temperature, scales, caps)
 
 
+@torch.library.custom_op("cpt_kernels::kl_rows_native", mutates_args=("logits",))
+def _native_rows(
+    logits: Tensor, teacher: Tensor, share: Tensor, with_gradient: bool, scale: float, teacher_scale: float
+) -> Tensor:
+    kl = logits.new_empty(logits.shape[0])
+    sizes = (*logits.shape, logits.stride(0), teacher.stride(0))
+    call("kl_rows", logits.numel(), logits, teacher, share, kl, *sizes, scale, teacher_scale, int(with_gradient))
+    return kl
+
+
+@_native_rows.register_fake
+def _(
+    logits: Tensor, teacher: Tensor, share: Tensor, with_gradient: bool, scale: float, teacher_scale: float
+) -> Tensor:
+    return logits.new_empty(logits.shape[0])
+
+
+def native_rows(logits: Tensor, teacher: Tensor, share: Tensor, with_gradient: bool, softening: Softening) -> Tensor:
+    """`torch_rows` by the C kernel, without soft caps; the teacher's logits stay as they are."""
+    scale, teacher_scale = (one / softening.temperature for one, _ in (softening.student, softening.teacher))
+    return _native_rows(logits, teacher, share.contiguous(), with_gradient, scale, teacher_scale)
+
+
 def _chunked(rows_of: Rows, hidden: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     recording = torch.is_grad_enabled()
     needs = (recording and hidden.requires_grad, recording and weight.requires_grad)
@@ -242,7 +275,12 @@ def _triton_chunked(*arguments: Any) -> tuple[Tensor, Tensor]:
     return _chunked(triton_rows, *arguments)
 
 
+def _native_chunked(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _chunked(native_rows, *arguments)
+
+
 register(OPERATION, triton_backend(OPERATION, _triton_chunked))
+register(OPERATION, native_backend(OPERATION, _native_chunked))
 register(OPERATION, Backend("torch", torch_supports, _torch_chunked))
 
 

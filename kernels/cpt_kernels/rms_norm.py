@@ -1,7 +1,7 @@
 """RMSNorm, and the addition of a residual with the RMSNorm of the sum (Zhang and Sennrich, arXiv 1910.07467).
 
-Both backends compute in fp32 and round once, where transformers' Llama rounds before and after the weight. The Triton
-backend saves the input (or the sum) and one number a row; the sum of the weight's gradient has a fixed order.
+All backends compute in fp32 and round once, where transformers' Llama rounds before and after the weight. The Triton
+and the C kernels save the input (or the sum) and one number a row; the sum of the weight's gradient has a fixed order.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cpt_kernels.native import ROWS_OF_A_PARTIAL_SUM, call, is_native, native_backend
 from cpt_kernels.registry import Backend, Spec, choose, register, spec_of
 from cpt_kernels.triton_support import launch_settings, next_power_of_2, triton_backend
 
@@ -117,6 +118,12 @@ def _backward(
     sum_rows = grad_rows if grad_sum is None else _rows(grad_sum)
     num_rows, num_columns = rows.shape
     grad_x = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    if is_native(rows):
+        partial = rows.new_empty((-(-num_rows // ROWS_OF_A_PARTIAL_SUM), num_columns))
+        strides = (grad_rows.stride(0), sum_rows.stride(0), rows.stride(0))
+        given = (grad_rows, None if grad_sum is None else sum_rows, rows, weight.contiguous(), rstd, grad_x, partial)
+        call("rms_norm_backward", rows.numel(), *given, num_rows, num_columns, *strides, weight_offset)
+        return grad_x.view(x.shape), partial.sum(0)
     block = next_power_of_2(num_columns)
     settings = dict(launch_settings("rms_norm_backward", block))
     num_programs = settings.pop("num_programs")
@@ -163,6 +170,11 @@ def _launch_forward(
     y = torch.empty_like(rows, memory_format=torch.contiguous_format)
     total = y if residual is None else torch.empty_like(y)
     rstd = torch.empty(rows.shape[0], dtype=torch.float32, device=x.device)
+    if is_native(rows):
+        given = (rows, None if residual is None else added, weight.contiguous(), total, y, rstd)
+        sizes = (*rows.shape, rows.stride(0), added.stride(0))
+        call("rms_norm_forward", rows.numel(), *given, *sizes, epsilon, weight_offset)
+        return total.view(x.shape), y.view(x.shape), rstd.view(x.shape[:-1])
     block = next_power_of_2(rows.shape[1])
     if rows.shape[0]:
         rms_norm_forward[(rows.shape[0],)](
@@ -211,18 +223,20 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 _add_forward.register_autograd(_differentiate_sum, setup_context=_save_sum)
 
 
-def _triton(x: Tensor, weight: Tensor, epsilon: float, weight_offset: float) -> Tensor:
+def _kernel(x: Tensor, weight: Tensor, epsilon: float, weight_offset: float) -> Tensor:
     return _forward(x, weight, epsilon, weight_offset)[0]
 
 
-def _add_triton(
+def _add_kernel(
     x: Tensor, residual: Tensor, weight: Tensor, epsilon: float, weight_offset: float
 ) -> tuple[Tensor, Tensor]:
     total, y, _ = _add_forward(x, residual, weight, epsilon, weight_offset)
     return total, y
 
 
-register(OPERATION, triton_backend(OPERATION, _triton, _supports))
+register(OPERATION, triton_backend(OPERATION, _kernel, _supports))
+register(OPERATION, native_backend(OPERATION, _kernel))
 register(OPERATION, Backend("torch", lambda spec: None, reference))
-register(ADD_OPERATION, triton_backend(ADD_OPERATION, _add_triton, _supports))
+register(ADD_OPERATION, triton_backend(ADD_OPERATION, _add_kernel, _supports))
+register(ADD_OPERATION, native_backend(ADD_OPERATION, _add_kernel))
 register(ADD_OPERATION, Backend("torch", lambda spec: None, add_reference))

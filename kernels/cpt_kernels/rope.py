@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cpt_kernels.native import call, is_native, native_backend
 from cpt_kernels.registry import Backend, choose, register, spec_of
 from cpt_kernels.triton_support import launch_settings, next_power_of_2, triton_backend
 
@@ -88,6 +89,14 @@ def _launch(
     offset: int,
     inverse: bool,
 ) -> None:
+    if is_native(query):
+        rows = None if positions is None else positions.to(torch.int64).contiguous()
+        for x, out in ((query, query_out), (key, key_out)):
+            sizes = (x.shape[1], x.shape[0], x.shape[2], cos.shape[1])
+            strides = (x.stride(1), x.stride(0), out.stride(1), out.stride(0), cos.stride(0), cos.shape[0])
+            direction = -1.0 if inverse else 1.0
+            call("rope_turn", x.numel(), x, out, cos, sin, rows, offset, *sizes, *strides, direction)
+        return
     from cpt_kernels.jit.rope import rope_turn
 
     num_query_heads, num_tokens, head_dim = query.shape
@@ -196,7 +205,7 @@ def _is_dense(gradient: Tensor) -> bool:
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _triton(
+def _kernel(
     query: Tensor,
     key: Tensor,
     cos: Tensor,
@@ -208,5 +217,6 @@ def _triton(
     return _forward(query, key, cos, sin, positions, offset, False, overwrite_gradients)
 
 
-register(OPERATION, triton_backend(OPERATION, _triton))
+register(OPERATION, triton_backend(OPERATION, _kernel))
+register(OPERATION, native_backend(OPERATION, _kernel))
 register(OPERATION, Backend("torch", lambda spec: None, reference))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from cpt_kernels.native import call, is_native, native_backend
 from cpt_kernels.registry import Backend, choose, register, spec_of
 from cpt_kernels.triton_support import launch_settings, triton_backend
 
@@ -41,10 +42,13 @@ def _rows(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("cpt_kernels::swiglu", mutates_args=())
 def _forward(gate: Tensor, up: Tensor) -> Tensor:
-    from cpt_kernels.jit.swiglu import swiglu_forward
-
     gates, ups = _rows(gate), _rows(up)
     y = torch.empty_like(gates, memory_format=torch.contiguous_format)
+    if is_native(gates):
+        call("swiglu_forward", gates.numel(), gates, ups, y, *gates.shape, gates.stride(0), ups.stride(0))
+        return y.view(gate.shape)
+    from cpt_kernels.jit.swiglu import swiglu_forward
+
     settings = launch_settings("swiglu_forward", gates.shape[1])
     if y.numel():
         grid = (gates.shape[0], -(-gates.shape[1] // settings["BLOCK"]))
@@ -59,11 +63,15 @@ def _(gate: Tensor, up: Tensor) -> Tensor:
 
 @torch.library.custom_op("cpt_kernels::swiglu_backward", mutates_args=())
 def _backward(grad_y: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    from cpt_kernels.jit.swiglu import swiglu_backward
-
     grads, gates, ups = _rows(grad_y), _rows(gate), _rows(up)
     grad_gate = torch.empty_like(gates, memory_format=torch.contiguous_format)
     grad_up = torch.empty_like(grad_gate)
+    if is_native(gates):
+        strides = (grads.stride(0), gates.stride(0), ups.stride(0))
+        call("swiglu_backward", gates.numel(), grads, gates, ups, grad_gate, grad_up, *gates.shape, *strides)
+        return grad_gate.view(gate.shape), grad_up.view(gate.shape)
+    from cpt_kernels.jit.swiglu import swiglu_backward
+
     settings = launch_settings("swiglu_backward", gates.shape[1])
     if grad_gate.numel():
         grid = (gates.shape[0], -(-gates.shape[1] // settings["BLOCK"]))
@@ -88,4 +96,5 @@ def _differentiate(ctx, grad_y):
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 register(OPERATION, triton_backend(OPERATION, _forward))
+register(OPERATION, native_backend(OPERATION, _forward))
 register(OPERATION, Backend("torch", lambda spec: None, reference))

@@ -184,7 +184,7 @@ def test_without_gradients_only_the_logits_are_computed():
         ({"softcap": -1.0}, "softcap -1.0"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, "labels"),
         ({"bias": torch.zeros(3)}, "bias"),
-        ({"backend": "cuda_magic"}, "no backend 'cuda_magic'; known: auto, triton, torch"),
+        ({"backend": "cuda_magic"}, "no backend 'cuda_magic'; known: auto, triton, native, torch"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused_by_name(change, message):

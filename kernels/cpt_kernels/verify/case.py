@@ -141,7 +141,7 @@ def check_numbers(case: Case, dtype: torch.dtype, device: str = "cpu", backend: 
     return findings
 
 
-def check_poison(case: Case, dtype: torch.dtype) -> list[Finding]:
+def check_poison(case: Case, dtype: torch.dtype, backend: str = "triton") -> list[Finding]:
     """That NaN or infinity in an input makes those elements not finite that float64 makes so, and no others."""
     findings = []
     for label, bad in (("NaN", float("nan")), ("inf", float("inf")), ("-inf", float("-inf"))):
@@ -150,7 +150,7 @@ def check_poison(case: Case, dtype: torch.dtype) -> list[Finding]:
         poisoned[tuple(size // 2 for size in poisoned.shape)] = bad
         inputs[case.poison] = poisoned
         exact = results_and_gradients(case, in_float64(inputs), lambda given: case.run(given, "torch"))
-        mine = results_and_gradients(case, inputs, lambda given: case.run(given, "triton"))
+        mine = results_and_gradients(case, inputs, lambda given: case.run(given, backend))
         wrong = sum(int((torch.isfinite(mine[name]) != torch.isfinite(exact[name])).sum()) for name in exact)
         kind = str(dtype).removeprefix("torch.")
         what = f"elements wrongly finite or not with {label} in {case.poison}"

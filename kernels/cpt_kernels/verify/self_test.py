@@ -1,9 +1,9 @@
-"""The trial of an operation's Triton kernels on the GPU at hand, before training uses them for the first time.
+"""The trial of an operation's kernels on the device at hand, before training uses them for the first time.
 
 The interpreter and the compilers show nothing of a miscompiled kernel: with Triton 3.7.1 one of flash-linear-attention
 was wrong on Hopper with four warps and right with two (its issue 984). So the small cases run once on the device
-against torch, and the verdict is kept for this architecture, this Triton and these sources. Not measured on a GPU: the
-trial itself has been run with substitutes only.
+against torch, and the verdict is kept for this architecture, this Triton and these sources; so are those of the C
+kernels of a CPU, for this compiler. Not measured on a GPU: there the trial has been run with substitutes only.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from pathlib import Path
 
 import torch
 
+from cpt_kernels.native import build_key, cache_folder
 from cpt_kernels.registry import Spec, backends, unrecorded
 from cpt_kernels.triton_support import architecture
+from cpt_kernels.verify import cases_attention, cases_layers, cases_losses
 from cpt_kernels.verify.case import Finding, check_numbers
 
 logger = logging.getLogger(__name__)
@@ -31,16 +33,15 @@ _verdicts: dict[str, str | None] = {}
 
 
 def cache_file() -> Path:
-    """Where verdicts are kept: CPT_KERNELS_CACHE, by default ~/.cache/cpt_kernels."""
-    folder = os.environ.get("CPT_KERNELS_CACHE")
-    return (Path(folder) if folder else Path.home() / ".cache" / "cpt_kernels") / "self_test.json"
+    """Where verdicts are kept."""
+    return cache_folder() / "self_test.json"
 
 
 def source_hash() -> str:
     """Of every source and table of this package, so that a verdict ends with what it was given for."""
     folder = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".json")):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".json", ".c", ".h")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -60,15 +61,34 @@ def trial_on_device(operation: str) -> list[Finding]:
     ]
 
 
+def native_trial(operation: str) -> list[Finding]:
+    """The small cases of an operation by its C kernels on this CPU."""
+    cases = [*cases_layers.CASES, *cases_losses.CASES, *cases_attention.CASES]
+    return [
+        finding
+        for case in cases
+        if case.operation == operation and not case.large and "softcap" not in case.name
+        for finding in check_numbers(case, torch.float32, backend="native")
+    ]
+
+
+def native_refusal(operation: str, trial: Trial = native_trial) -> str | None:
+    """As `refusal`, for the C kernels on this CPU."""
+    return _verdict(operation, f"{operation} cpu native-{build_key()} {source_hash()}", trial)
+
+
 def refusal(operation: str, trial: Trial = trial_on_device, machine: str | None = None) -> str | None:
-    """None where the kernels of `operation` passed their trial on this GPU, else what went wrong.
+    """None where the Triton kernels of `operation` passed their trial on this GPU, else what went wrong.
 
     The first call runs the trial; later ones, also of other processes, have its verdict.
     """
+    version = importlib.metadata.version("triton")
+    return _verdict(operation, f"{operation} {machine or architecture()} triton-{version} {source_hash()}", trial)
+
+
+def _verdict(operation: str, key: str, trial: Trial) -> str | None:
     if operation in _running:
         return None
-    version = importlib.metadata.version("triton")
-    key = f"{operation} {machine or architecture()} triton-{version} {source_hash()}"
     if key not in _verdicts:
         kept = _read()
         _verdicts[key] = kept[key] if key in kept else _tried(operation, trial)
@@ -76,7 +96,7 @@ def refusal(operation: str, trial: Trial = trial_on_device, machine: str | None 
             _keep(key, _verdicts[key])
     verdict = _verdicts[key]
     if verdict is not None:
-        logger.warning("%s: its Triton kernels failed their trial on this device: %s", operation, verdict)
+        logger.warning("%s: its kernels failed their trial on this device: %s", operation, verdict)
     return verdict
 
 
