@@ -52,7 +52,7 @@ def build_record(study: Study) -> dict[str, Any]:
         "base": _training(base),
         "main": MAIN,
         "arms": arms,
-        "probe": {key: probe[key] for key in probe if key not in ("scores", "contaminated_items")},
+        "probe": {key: probe[key] for key in probe if key not in ("scores", "found", "contamination")},
         "points": points,
         "steps": [{"step": name, "seconds": round(seconds, 1)} for name, seconds in study.steps.seconds.items()],
         "commands": study.steps.commands,

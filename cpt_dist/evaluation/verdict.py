@@ -76,6 +76,8 @@ class Judgement:
     points: list[Point]
     with_leaked: WithLeaked | None = None
     """None where neither suites nor probes are claimed."""
+    nothing_to_lose: Sequence[str] = ()
+    """Suites to be kept on which the base isn't above chance for certain."""
 
 
 def judge(config: CptConfig, report: Callable[[str], None] = lambda line: None) -> Judgement:
@@ -106,7 +108,7 @@ def judge(config: CptConfig, report: Callable[[str], None] = lambda line: None) 
         scores[f"average {share:g}"] = score_sets(f"average {share:g}", encoders["base"], load, sets, settings, report)
     claims = claims_of(sets, scores, config.verdict)
     probes = probe_claims(config, folders)
-    suites = suite_claims(config, folders, report) if config.suites.run else SuiteClaims([], [], None)
+    suites = suite_claims(config, folders, report) if config.suites.run else SuiteClaims([], [], None, [])
 
     def answered(more: list[Claim]) -> list[Answer]:
         return answers([*claims, *more], settings.confidence, settings.num_resamples, settings.seed)
@@ -121,7 +123,7 @@ def judge(config: CptConfig, report: Callable[[str], None] = lambda line: None) 
         all_answers = answered([*suites.with_leaked, *probes.with_leaked])
         with_leaked = WithLeaked(all_answers, suites.searched, found, unchecked)
     points = [point(name, sets, scores["base"], one, settings) for name, one in scores.items()]
-    return Judgement(folders, same, settings, verdict, points, with_leaked)
+    return Judgement(folders, same, settings, verdict, points, with_leaked, suites.nothing_to_lose)
 
 
 def claims_of(

@@ -95,6 +95,11 @@ def _notes(judgement: Judgement) -> list[str]:
         )
     if not judgement.same_tokenizer:
         lines.append("The models have different tokenizers: bits per byte can be compared, token losses can't.")
+    lines += [
+        f"{name}: the base model isn't above chance for certain, so there was little to lose, and that it is kept says "
+        "as little."
+        for name in judgement.nothing_to_lose
+    ]
     if judgement.models["base"] == judgement.models["adapted"]:
         lines.append("Base and adapted model are the same folder.")
     return lines

@@ -14,6 +14,7 @@ import numpy as np
 
 from cpt_dist.config import CptConfig
 from cpt_dist.evaluation.claims import CONTROL, GOAL, RETENTION, Claim, without
+from cpt_dist.evaluation.statistics import wilson_interval
 from cpt_dist.evaluation.suites.compare import Judge
 from cpt_dist.evaluation.suites.run import Searched, ask, load_text_model, read_questions, search_items
 from cpt_dist.evaluation.suites.suite_file import Suite
@@ -32,6 +33,8 @@ class SuiteClaims:
     """The same claims about all items."""
     searched: Searched | None
     """None where `suites.contamination` is off."""
+    nothing_to_lose: list[str]
+    """Suites to be kept on which the base isn't above chance for certain."""
 
 
 def suite_claims(
@@ -63,7 +66,17 @@ def suite_claims(
         asked = {name: score for name, score in scores["adapted"].items() if name in measured}
         searched = search_items(config, asked, report)
     leaked = searched.leaked if searched else {}
-    return SuiteClaims([without(claim, leaked.get(claim.name, [])) for claim in found], found, searched)
+    kept = [claim.name for claim in found if claim.kind == RETENTION and claim.not_run is None]
+    floors = [name for name in kept if at_chance(scores["base"][name], judge.confidence)]
+    return SuiteClaims([without(claim, leaked.get(claim.name, [])) for claim in found], found, searched, floors)
+
+
+def at_chance(scores: SuiteScores, confidence: float) -> bool:
+    """Whether a share of right answers isn't above chance for certain (Wilson's interval); False for other scores."""
+    values = scores.values
+    if not scores.higher_is_better or values.min() < 0 or values.max() > 1:
+        return False
+    return wilson_interval(float(values.mean()), len(values), confidence)[0] <= scores.chance.mean()
 
 
 def claim_of(suite: Suite, other: SuiteScores, adapted: SuiteScores, judge: Judge, config: CptConfig) -> Claim:

@@ -14,7 +14,7 @@ from cpt_dist.evaluation.suites.suite_file import Suite
 from cpt_dist.evaluation.suites.tasks import SuiteScores
 from cpt_dist.evaluation.verdict import Judgement, WithLeaked
 from cpt_dist.evaluation.verdict_report import write_verdict
-from cpt_dist.evaluation.verdict_suites import claim_of, suite_claims
+from cpt_dist.evaluation.verdict_suites import at_chance, claim_of, suite_claims
 from tests.evaluation.suites.small import model_folder, questions, suite_file
 from tests.evaluation.test_evaluate import SETTINGS
 
@@ -141,3 +141,21 @@ def test_a_verdict_whose_items_were_not_searched_says_so(tmp_path):
     record = write_verdict(judgement, tmp_path)
     assert (record["claims"][0]["leaked"], record["contamination"]) == (None, None)
     assert "Not searched for in the training data (suites.contamination=false): facts." in record["notes"]
+
+
+@pytest.mark.parametrize(("right", "at"), [(0, True), (100, True), (118, True), (140, False)])
+def test_a_base_that_is_not_surely_above_chance_is_seen(right, at):
+    assert at_chance(scores(right), 0.95) == at
+
+
+def test_a_score_that_is_no_share_of_right_answers_has_no_chance_level():
+    assert not at_chance(replace(scores(0), higher_is_better=False), 0.95)
+    assert not at_chance(replace(scores(0), values=np.full(400, -3.0)), 0.95)
+
+
+def test_the_report_says_where_there_was_nothing_to_lose(tmp_path):
+    claim = claim_of(SUITE, scores(100), scores(100), JUDGE, config_with())
+    found = answers([claim], 0.95, 400, 0)
+    models = {"base": "models/base", "adapted": "runs/x/model"}
+    record = write_verdict(Judgement(models, True, SETTINGS, decide(found), [], None, ["facts"]), tmp_path)
+    assert any(line.startswith("facts: the base model isn't above chance") for line in record["notes"])

@@ -119,7 +119,8 @@ def notes(evaluation: SuitesEvaluation) -> list[str]:
             continue
         if result.outcome == UNDECIDED:
             lines.append(_undecided(result, evaluation.judge.confidence))
-        if result.comparison.retention is None and result.comparison.chance:
+        base = result.comparison.base
+        if result.comparison.retention is None and (base.low is None or base.low <= result.comparison.chance):
             lines.append(
                 f"{result.suite}: the base model isn't above chance ({result.comparison.chance:.3f}) for certain, so "
                 "there is nothing of which a share could be kept."
