@@ -1,4 +1,4 @@
-"""Curates five corpora and keeps the report: python -m studies.curation [--quick]
+"""Curates five corpora and keeps the report: python -m studies.curation [--every N]
 
 The Gene Ontology and texts of licences are the domain, WordNet glosses, presidents' addresses and code the replay; the
 items of the medical study's tasks are what nothing may repeat. All of it is done by launch/prepare.py with
@@ -17,6 +17,7 @@ from typing import Any
 
 from cpt_dist.cli import user_mistakes
 from cpt_dist.files import atomic_write, write_json
+from cpt_dist.planning.curation_page import render_markdown, shown_scores
 from studies.report import read
 from studies.steps import ROOT, Steps
 
@@ -61,24 +62,24 @@ def run(out: Path, packages: Path, every: int) -> Steps:
 
 
 def excerpt(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with few samples, so that it can be kept with the code."""
+    """The record with few samples and the scores that are shown, so that it can be kept with the code."""
     for source in record["sources"].values():
+        source["scores"] = {name: source["scores"][name] for name in shown_scores(source["scores"])}
         for part in (*source["reasons"], source["removed"]):
             part["samples"] = part["samples"][:SAMPLES_KEPT]
     return record
 
 
-def write_report(steps: Steps, folder: Path) -> None:
+def write_report(steps: Steps, folder: Path, every: int) -> None:
     """Write curation.md and curation.json into `folder`, from what prepare reported."""
-    from cpt_dist.planning.curation_page import render_markdown
-
     record = excerpt(read(steps.out / "report" / "report.json"))
     seconds = {name: round(value, 1) for name, value in steps.seconds.items()}
     times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     title, _, rest = render_markdown(record).partition("\n")
     about = (
-        f"{title}\n\nMade by `python -m studies.curation` ([docs/curation.md](../curation.md#an-example)) with "
-        f"{len(os.sched_getaffinity(0))} cores: {times}. The command was:\n\n"
+        f"{title}\n\nMade by `python -m studies.curation{'' if every == 1 else f' --every {every}'}` "
+        f"([docs/curation.md](../curation.md#an-example)) with {len(os.sched_getaffinity(0))} cores: {times}. "
+        "What prepare was asked for:\n\n"
         f"```sh\n{steps.commands['report']}\n```\n"
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,18 +92,17 @@ def main(words: Sequence[str] | None = None) -> None:
     """Do what is missing and write the report."""
     parser = argparse.ArgumentParser(prog="python -m studies.curation", description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder of everything; default: runs/studies/curation")
-    parser.add_argument("--report", type=Path, help="folder of the report; default: docs/studies, --quick: the other")
+    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "studies", help="folder of the report")
     parser.add_argument("--packages", type=Path, default=Path("runs/cache/packages"), help="folder of the downloads")
-    parser.add_argument("--quick", action="store_true", help="a fortieth of the text: shows that it runs")
+    parser.add_argument("--every", type=int, default=1, help="take every so-many-th document, of code two packages")
     parser.add_argument("--fresh", action="store_true", help="remove --out first")
     given = parser.parse_args(words)
-    out = given.out or Path("runs/studies/curation-quick" if given.quick else "runs/studies/curation")
+    out = given.out or Path("runs/studies/curation" if given.every == 1 else f"runs/studies/curation-{given.every}")
     if given.fresh:
         shutil.rmtree(out, ignore_errors=True)
     with user_mistakes():
-        report = given.report or (out if given.quick else ROOT / "docs" / "studies")
-        write_report(run(out, given.packages, 40 if given.quick else 1), report)
-    print(f"report: {report / 'curation.md'} (and .json), with figures: {out / 'report' / 'report.html'}")
+        write_report(run(out, given.packages, given.every), given.report, given.every)
+    print(f"report: {given.report / 'curation.md'} (and .json), with figures: {out / 'report' / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ _LICENCE = re.compile(r"licensedcode/data/(licenses|rules)/[^/]+\.(LICENSE|RULE)
 _HEADER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 LEAST_CHARACTERS = 200
 """Shorter notices are left out: they are names and fragments."""
-REPOSITORIES = ("networkx", "jinja2", "fsspec", "rich", "omegaconf", "hydra")
+REPOSITORIES = ("jinja2", "omegaconf", "hydra", "fsspec", "rich", "networkx")
+FEW_REPOSITORIES = 2
+"""Of a part of the corpora."""
 
 
 def fetch_all(folder: Path) -> None:
@@ -56,9 +58,12 @@ def code(packages: Iterable[str] = REPOSITORIES) -> Iterator[dict[str, str]]:
 
 
 def write_all(folder: Path, packages: Path, every: int = 1) -> None:
-    """Write the five corpora as JSONL into `folder`; of each but the code every `every`-th document."""
+    """Write the five corpora as JSONL into `folder`; of each every `every`-th document, or of the code few packages."""
     write_corpora(folder, packages, every)
     chosen = (one for number, one in enumerate(licences(packages)) if number % every == 0)
-    for name, documents in (("licences", chosen), ("code", code())):
+    for name, documents in (
+        ("licences", chosen),
+        ("code", code(REPOSITORIES[: None if every == 1 else FEW_REPOSITORIES])),
+    ):
         with atomic_write(folder / f"{name}.jsonl", "w") as handle:
             handle.writelines(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)

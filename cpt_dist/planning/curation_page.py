@@ -183,10 +183,9 @@ def _clusters(record: dict[str, Any]) -> PlanTable | None:
     if not clusters or not clusters["clusters"]:
         return None
     rows = []
-    least = 2
     for size, number in clusters["sizes"].items():
-        rows.append([f"{least}" if least == int(size) else f"{least} – {size}", f"{number:,}"])
-        least = int(size) + 1
+        least = int(size) // 2 + 1  # sizes are powers of two, each for those above the one before
+        rows.append([size if least == int(size) else f"{least} – {size}", f"{number:,}"])
     return PlanTable("clusters of near-duplicates by their documents", ["documents", "clusters"], rows)
 
 

@@ -7,8 +7,10 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from pyarrow import parquet
 
@@ -136,7 +138,7 @@ def test_the_raw_files_of_a_damaged_source_are_named(tmp_path):
 
 KILLED = """
 import os, signal, sys
-root, raw, target, number = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+root, raw, target, number, workers = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 sys.path.insert(0, root)
 from cpt_dist.corpus.curation.curate import curate
 from tests.corpus.test_curation import config_of_all_stages
@@ -147,7 +149,7 @@ def killed(*names):
     if renames == number: os.kill(os.getpid(), signal.SIGKILL)
     replace(*names)
 os.replace = killed
-curate(config_of_all_stages(raw, folder=target, tasks=8, workers=1))
+curate(config_of_all_stages(raw, folder=target, tasks=8, workers=workers))
 """
 
 
@@ -169,6 +171,25 @@ def joinable(texts):
     return [*(json.dumps(line).encode() for line in lines), texts[-1]]
 
 
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def processes_of_session(session):
+    """Processes that still run of a program that was started in a session of its own."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            if os.getsid(process.pid) == session and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except ProcessLookupError:
+            pass
+    return found
+
+
 @pytest.mark.distributed
 def test_eight_tasks_killed_and_resumed_give_the_files_of_one_task(tmp_path):
     (tmp_path / "one").mkdir()
@@ -177,10 +198,14 @@ def test_eight_tasks_killed_and_resumed_give_the_files_of_one_task(tmp_path):
     assert {name.split("-")[0] for name in expected if "-" in name} >= {"law/part", "law/removed", "news/members"}
     target = tmp_path / "curated"
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
-    for number in (20, 60):
-        arguments = [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path / "one"), str(target), str(number)]
-        assert subprocess.run(arguments, env=environment, timeout=120, check=False).returncode == -signal.SIGKILL
-    assert not list(target.glob("*/manifest.json"))
+    started = [sys.executable, "-c", KILLED, str(ROOT), str(tmp_path / "one"), str(target)]
+    assert (
+        subprocess.run([*started, "20", "1"], env=environment, timeout=120, check=False).returncode == -signal.SIGKILL
+    )
+    with subprocess.Popen([*started, "0", "2"], env=environment, start_new_session=True) as running:
+        wait_until(lambda: list(target.glob("work/score/*/*.json")) or running.poll() is not None)
+        running.kill()
+    wait_until(lambda: not processes_of_session(running.pid))
     curate(config_of_all_stages(tmp_path / "one", folder=str(target), tasks=8, workers=2))
     assert files_below(target) == expected
 

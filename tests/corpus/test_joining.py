@@ -39,7 +39,7 @@ def code_lines():
 def code_config(root, **curation):
     config = curation_config(root, {"law": code_lines(), "news": NEWS})
     config.data.sources["law"].curation = {"profile": "code", "joining": {"by": "repo"}, **curation}
-    config.data.curation.block_bytes = "700"  # the files of a repository lie in different blocks
+    config.data.curation.block_bytes = "100"  # files of a repository lie in different blocks, and groups in two buckets
     return config
 
 
@@ -58,6 +58,7 @@ def test_a_repository_becomes_one_document_with_files_after_what_they_import(joi
         expected = "".join(f"# pkg/{one}.py\n{files[f'pkg/{one}.py']}\n" for one in ("base", "util", "main"))
         assert expected in texts, name
     assert MODULE.format(name="alone", words=essay(99, 40)) in texts
+    assert len(done.manifest["members"]) > 1
     step = done.manifest["steps"]["joining"]
     assert (step["read"], step["kept"], step["pieces"]) == (7, 7, 3)
     assert done.manifest["notes"]["joined_documents"] == 6

@@ -13,7 +13,7 @@ from cpt_dist.data.curated import with_curated_sources
 from cpt_dist.data.prepare import prepare
 from cpt_dist.data.tokenizer import DocumentTokenizer
 from cpt_dist.errors import UserError
-from cpt_dist.planning.curation_page import bars, report, shown_scores, tables
+from cpt_dist.planning.curation_page import _clusters, bars, report, shown_scores, tables
 from cpt_dist.planning.curation_summary import summarise
 from cpt_dist.planning.curation_texts import EXCERPT, excerpts
 from tests.corpus.test_curation import LAW, SOURCES, curated_rows, curation_config, dropped_rows
@@ -125,6 +125,11 @@ def test_a_threshold_stands_in_the_bars_where_it_lies():
     assert bars({**score, "thresholds": [20, None]}) == " " * 10 + "│" + "█" * 10
     assert bars({**score, "thresholds": [None, 99]}) == " " * 10 + "█" * 10 + "│"
     assert bars({**score, "thresholds": [-5, 30]}) == "│" + " " * 10 + "█" * 5 + "│" + "█" * 5
+
+
+def test_clusters_are_shown_by_the_sizes_that_there_are():
+    clusters = {"clusters": 4, "duplicates": 50, "sizes": {"2": 3, "64": 1}, "largest": []}
+    assert _clusters({"clusters": clusters}).rows == [["2", "3"], ["33 – 64", "1"]]
 
 
 def test_a_report_needs_a_curated_source(tmp_path):

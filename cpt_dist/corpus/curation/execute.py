@@ -6,10 +6,10 @@ markers: those mean nothing once the number of tasks changes, and a killed task 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import multiprocessing
 import os
+import select
 import shlex
 import signal
 import subprocess
@@ -38,7 +38,6 @@ except ImportError as missing:
     raise UserError(f"curation needs datatrove ({missing}); pip install 'cpt_dist[curate]'") from missing
 
 
-_PR_SET_PDEATHSIG = 1
 _LEAST_PAUSE_SECONDS = 1.0
 _JOB = "job_id"
 """File with the number of a stage's array job."""
@@ -92,14 +91,28 @@ class _Local(LocalPipelineExecutor):
             return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        with ProcessPoolExecutor(self.workers, mp_context=context, initializer=_end_with_parent) as pool:
+        with ProcessPoolExecutor(self.workers, context, _end_with_program, (os.getpid(),)) as pool:
             for one in [pool.submit(self._run_for_rank, rank, 1) for rank in range(self.tasks)]:
                 one.result()
 
 
-def _end_with_parent() -> None:
-    """Have this worker killed when the fork server ends, which it does when the program ends in any way."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _end_with_program(program: int) -> None:
+    """Have this worker killed when the program with this process id ends in any way.
+
+    It would wait for more work for ever: it is a child of the fork server, and that one lives as long as its children.
+    """
+    try:
+        handle = os.pidfd_open(program)
+    except ProcessLookupError:  # it has ended already
+        os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        threading.Thread(target=_die_after, args=(handle,), daemon=True).start()
+
+
+def _die_after(handle: int) -> None:
+    """Kill this process once the one behind a pidfd has ended."""
+    select.select([handle], [], [])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Array(SlurmPipelineExecutor):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,10 @@ class Job:
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     """Of the file systems of raw files behind URLs."""
     fetch_retries: int = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: another thread may be filling in a cached property while an executor pickles the job."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @cached_property
     def units(self) -> list[Unit]:

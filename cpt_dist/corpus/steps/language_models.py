@@ -26,7 +26,8 @@ class KenlmModel:
         try:
             self._model: Any = kenlm.Model(path)
         except OSError as error:
-            raise UserError(f"{_KEY}: '{path}' is no KenLM model ({error}); correct the path") from error
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{_KEY}: '{path}' is no KenLM model ({reason}); correct the path") from error
 
     def bits_per_byte(self, data: bytes) -> float:
         """Sum over the lines of a text of -log2 p, ends of lines included, by byte; words apart by white space."""
