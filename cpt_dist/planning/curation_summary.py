@@ -249,9 +249,9 @@ def _with_keeper(sample: dict[str, Any], kept: KeptTexts) -> dict[str, Any]:
     source, text = kept.of(keeper) or (None, None)
     if text is None:
         stays = None if keeper is None else {"source": None, "text": None}
-        return {**sample, "text": (sample["text"] or "")[:EXCERPT], "stays": stays}
+        return {**sample, "text": (sample["text"] or "").strip("\n")[:EXCERPT], "stays": stays}
     if sample["text"] is None:  # an exact duplicate
-        return {**sample, "text": text[:EXCERPT], "stays": {"source": source, "text": None}}
+        return {**sample, "text": text.strip("\n")[:EXCERPT], "stays": {"source": source, "text": None}}
     gone, text = excerpts(sample["text"], text)
     return {**sample, "text": gone, "stays": {"source": source, "text": text}}
 
