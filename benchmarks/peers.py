@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sysconfig
 import venv
+from collections.abc import Mapping
 from pathlib import Path
 
 # Without what they ask for where that is torchvision or a cloud's client: gigabytes that the job doesn't touch.
@@ -34,7 +35,7 @@ def short_name(name: str) -> str:
     return name.split()[0].split("-")[0]
 
 
-def peer_python(name: str, cache: Path) -> Path:
+def peer_python(name: str, cache: Path, installs: Mapping[str, list[list[str]]] = PEERS) -> Path:
     """The interpreter of a peer's environment under `cache`; raises RuntimeError with the reason where pip fails."""
     folder = cache / short_name(name)
     python, ready = folder / "bin" / "python", folder / ".ready"
@@ -43,7 +44,7 @@ def peer_python(name: str, cache: Path) -> Path:
     venv.create(folder, clear=True, symlinks=True, with_pip=True)
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    for arguments in PEERS[name]:
+    for arguments in installs[name]:
         command = [str(python), "-m", "pip", "install", "-q", "--no-compile", *arguments]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:

@@ -22,10 +22,13 @@ _CACHED_WORDS = 1 << 20
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _CJK = "\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+_ASCII_WORDS = bytes(ord(chr(code).lower()) if _WORD.match(chr(code)) else 0x20 for code in range(0x80)) + bytes(0x80)
 
 
 def words_of(text: str) -> list[str]:
     """The words of a text in lower case, without punctuation; each CJK character is one."""
+    if text.isascii():  # a table does what the pattern does, in a tenth of the time
+        return text.encode("ascii").translate(_ASCII_WORDS).decode("ascii").split()
     return _WORD.findall(text.casefold())
 
 
@@ -53,14 +56,14 @@ class WordHashes:
         if len(self._known) > _CACHED_WORDS:
             self._known.clear()
         known = self._known
-        for word in words:
-            if word not in known:
-                known[word] = xxhash.xxh3_64_intdigest(word.encode())
-        values = np.fromiter((known[word] for word in words), dtype=np.uint64, count=len(words))
+        for word in set(words).difference(known):
+            known[word] = xxhash.xxh3_64_intdigest(word.encode())
+        values = np.fromiter(map(known.__getitem__, words), dtype=np.uint64, count=len(words))
         count = len(words) - size + 1
         total = np.zeros(max(count, 0), dtype=np.uint64)
         for offset in range(size if count > 0 else 0):
-            total = total * _BASE + values[offset : offset + count]
+            total *= _BASE
+            total += values[offset : offset + count]
         return total
 
 

@@ -14,6 +14,8 @@ import xxhash
 # Every control character that ends a line becomes one LF; to delete it instead would join two words.
 _LINE_END = re.compile("\r\n|[\r\v\f\x85]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+_EITHER = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_EITHER_IN_ASCII = bytes(code for code in range(0x80) if _EITHER.match(chr(code)))
 
 
 def normalise(text: str) -> str:
@@ -22,7 +24,13 @@ def normalise(text: str) -> str:
     CR LF, CR, VT, FF and NEL each become one LF. Idempotent: controls go first, because one between a letter and
     its accent would hide a composition from NFC.
     """
-    text = _CONTROL.sub("", _LINE_END.sub("\n", text))
+    if text.isascii():  # has one canonical form; to look for bytes takes a hundredth of the time of a pattern
+        data = text.encode("ascii")
+        if len(data.translate(None, _EITHER_IN_ASCII)) == len(data):
+            return text
+        return _CONTROL.sub("", _LINE_END.sub("\n", text))
+    if _EITHER.search(text):
+        text = _CONTROL.sub("", _LINE_END.sub("\n", text))
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
 

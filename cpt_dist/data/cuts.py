@@ -19,7 +19,9 @@ PARAGRAPHS, LINES = "paragraph_cuts", "line_cuts"
 """The sections of a shard, rising token offsets in it; u32, or u64 in a shard of 2**32 tokens and more."""
 
 # One or more line ends with the blanks around them. Only ASCII: such a character is never spread over two tokens.
-_BREAK = re.compile(r"[ \t\r\f\v]*\n[ \t\r\f\v\n]*")
+# The blanks before the first line end are looked for from there: a pattern that begins with them is tried everywhere.
+_BLANKS = " \t\r\f\v"
+_BREAK = re.compile(rf"\n[{_BLANKS}\n]*")
 _HEADING = re.compile(r"#{1,6} ")
 
 
@@ -42,10 +44,13 @@ def _breaks(text: str) -> list[tuple[int, int, bool]]:
     found = []
     below_heading = _HEADING.match(text) is not None
     for match in _BREAK.finditer(text):
+        start = match.start()
+        while start and text[start - 1] in _BLANKS:
+            start -= 1
         before_heading = _HEADING.match(text, match.end()) is not None
         # A heading stays with what it is over, and consecutive lines with "# " (comments of a program) together.
         is_paragraph = not below_heading and (before_heading or match.group().count("\n") > 1)
-        found.append((match.start(), match.end(), is_paragraph))
+        found.append((start, match.end(), is_paragraph))
         below_heading = before_heading
     return found
 

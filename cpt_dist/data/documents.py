@@ -99,7 +99,7 @@ def fates(
                 text = normalise(record.text)
                 num_bytes = len(text.encode("utf-8"))
                 doc_id = document_id(text)
-                if not text.strip():
+                if not text or text.isspace():
                     reason = EMPTY
                 elif num_bytes < rules.min_bytes:
                     reason = TOO_SHORT

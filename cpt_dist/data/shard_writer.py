@@ -60,7 +60,7 @@ class Part:
     def add(
         self,
         document: Document,
-        token_ids: Sequence[int],
+        token_ids: Sequence[int] | np.ndarray,
         targets: Sequence[tuple[int, int]] = (),
         *,
         columns: Mapping[str, float | int] | None = None,

@@ -16,6 +16,7 @@ from tokenizers import Encoding, Tokenizer
 
 from cpt_dist.data.cuts import Cuts, find_cuts
 from cpt_dist.data.shards import tokenizer_fingerprint
+from cpt_dist.data.unit_tokens import UnitText, UnitTokens, is_worth_it, unit_pattern
 from cpt_dist.errors import UserError, nearest
 
 _PROBE = "a"
@@ -50,6 +51,8 @@ class DocumentTokenizer:
         self.vocab_size = max(vocabulary.values()) + 1
         """One past the largest token id."""
         self.dtype: type[np.unsignedinteger] = np.uint16 if self.vocab_size < 65536 else np.uint32
+        pattern = unit_pattern(self._tokenizer) if is_worth_it() else None
+        self._units = UnitTokens(self._tokenizer, pattern, self.dtype) if pattern else None
 
     def _find_bos(self, settings: dict[str, Any]) -> int | None:
         name = _special_name(settings.get("bos_token"))
@@ -80,20 +83,34 @@ class DocumentTokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [[*start, *encoding.ids, self.separator_id] for encoding in encodings]
 
-    def encode_with_cuts(self, texts: Sequence[str], min_tokens: int) -> list[tuple[list[int], Cuts]]:
+    def encode_with_cuts(self, texts: Sequence[str], min_tokens: int) -> list[tuple[Sequence[int] | np.ndarray, Cuts]]:
         """The tokens of each text as `encode_batch` makes them, and where it may be cut.
 
         Only documents of more than `min_tokens` tokens have such places; 0: none has. They are offsets in the tokens.
         """
-        # A token has a byte at least, so a text of fewer bytes needs no offsets, which cost time.
-        maybe_long = [bool(min_tokens) and len(text.encode()) + 2 > min_tokens for text in texts]
-        pairs = list(zip(texts, maybe_long, strict=True))
-        short = iter(self.encode_batch([text for text, long in pairs if not long]))
-        encodings = self._tokenizer.encode_batch([text for text, long in pairs if long], add_special_tokens=False)
+        # A token has a byte at least: a text of fewer bytes needs no offsets, which cost time. Nor does a single line.
+        maybe_long = [bool(min_tokens) and len(text.encode()) + 2 > min_tokens and "\n" in text for text in texts]
+        found = self._units.encode(texts, maybe_long) if self._units else [None] * len(texts)
+        triples = list(zip(texts, maybe_long, found, strict=True))
+        left = [(text, long) for text, long, units in triples if units is None]
+        short = iter(self.encode_batch([text for text, long in left if not long]))
+        encodings = self._tokenizer.encode_batch([text for text, long in left if long], add_special_tokens=False)
         with_offsets = iter(encodings)
-        return [
-            self._cut(text, next(with_offsets), min_tokens) if long else (next(short), Cuts()) for text, long in pairs
-        ]
+        result: list[tuple[Sequence[int] | np.ndarray, Cuts]] = []
+        for text, long, units in triples:
+            if units is not None:
+                result.append(self._cut_units(text, units, min_tokens))
+            else:
+                result.append(self._cut(text, next(with_offsets), min_tokens) if long else (next(short), Cuts()))
+        return result
+
+    def _cut_units(self, text: str, units: UnitText, min_tokens: int) -> tuple[np.ndarray, Cuts]:
+        start = [] if self.bos_id is None else [self.bos_id]
+        body = np.frombuffer(units.ids, self.dtype)
+        tokens = np.concatenate([np.array(start, self.dtype), body, np.array([self.separator_id], self.dtype)])
+        if not len(units.ends) or len(tokens) <= min_tokens:
+            return tokens, Cuts()
+        return tokens, find_cuts(text, units.ends).shifted(len(start))
 
     def _cut(self, text: str, encoding: Encoding, min_tokens: int) -> tuple[list[int], Cuts]:
         start = [] if self.bos_id is None else [self.bos_id]

@@ -52,6 +52,7 @@ def byte_pairs(folder):
 def cut_texts(tokenizer, text, min_tokens=64):
     """The text in pieces as cut at the paragraphs, and at all places."""
     ((tokens, cuts),) = tokenizer.encode_with_cuts([text], min_tokens)
+    tokens = list(tokens)
     assert tokens == tokenizer.encode_batch([text])[0]
     both = []
     for places in (cuts.paragraphs, sorted(cuts.paragraphs + cuts.lines)):

@@ -114,9 +114,11 @@ def test_a_rerun_does_not_tokenise_finished_parts_again(folder, unkilled, monkey
     kill_at(folder, "journal", 3, "after")
     lines = (folder / "shards/a/journal.jsonl").read_text().splitlines()
     finished = json.loads(lines[-1])["counts"]["kept"]
-    original, seen = DocumentTokenizer.encode_batch, []
+    original, seen = DocumentTokenizer.encode_with_cuts, []
     monkeypatch.setattr(
-        DocumentTokenizer, "encode_batch", lambda self, texts: seen.extend(texts) or original(self, texts)
+        DocumentTokenizer,
+        "encode_with_cuts",
+        lambda self, texts, cuts: seen.extend(texts) or original(self, texts, cuts),
     )
     done = prepare(corpus_config(folder, SOURCES, **SETTINGS))
     assert finished > 0

@@ -62,8 +62,7 @@ class Signer:
 
     def _shingles(self, text: str) -> np.ndarray:
         words = words_of(text)
-        hashes = self._hashes.in_a_row(words, min(self._size, len(words)) or 1)
-        return np.unique(hashes)
+        return self._hashes.in_a_row(words, min(self._size, len(words)) or 1)  # one that repeats changes no minimum
 
 
 def band_hashes(signatures: np.ndarray, bands: Bands) -> np.ndarray:

@@ -47,7 +47,10 @@ def columns_of(lines: list[str]) -> tuple[float, int]:
     """
     best = (0.0, 1)
     for separator in _SEPARATORS:
-        counts = Counter(line.count(separator) + 1 for line in lines)
+        numbers = [line.count(separator) + 1 for line in lines]
+        if max(numbers, default=1) < _MIN_COLUMNS:
+            continue
+        counts = Counter(numbers)
         columns, rows = max(
             ((number, rows) for number, rows in counts.items() if number >= _MIN_COLUMNS),
             key=lambda pair: (pair[1], -pair[0]),

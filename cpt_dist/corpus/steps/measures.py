@@ -12,7 +12,17 @@ from dataclasses import dataclass
 
 from cpt_dist.corpus.steps.content import columns_of
 from cpt_dist.corpus.steps.repetition import repetition_measures
-from cpt_dist.corpus.steps.text_view import DIGIT, LETTER, OTHER, PUNCTUATION, REPLACEMENT, SPACE, UPPER, TextView
+from cpt_dist.corpus.steps.text_view import (
+    DIGIT,
+    LETTER,
+    OTHER,
+    PUNCTUATION,
+    REPLACEMENT,
+    SPACE,
+    UPPER,
+    OfWord,
+    TextView,
+)
 from cpt_dist.curation_config import CODE, PROSE, TABLE
 
 _BULLETS = ("•", "‣", "▪", "◦", "●", "○", "–", "- ", "* ")
@@ -20,6 +30,7 @@ _TERMINAL = (".", "!", "?", '"', "”", "…", ":", "。", "！", "？", "」")
 _ELLIPSES = ("...", "…")
 _SHORT_LINE_CHARACTERS = 30
 _MIN_LINE_WORDS = 5
+_BARE = OfWord(lambda word: word.strip(".,;:!?\"'()").lower())
 _WEB_TEXTS = (
     "javascript",
     "terms of use",
@@ -92,6 +103,10 @@ RULES = (
     Rule("format", "agreeing_rows", 0.8, None, (TABLE,)),
 )
 """Every rule with the bounds of its source."""
+_RULES_OF = {
+    content: [(rule.family, rule.measure, rule.least, rule.most) for rule in RULES if content in rule.contents]
+    for content in _ALL
+}
 MEASURES = tuple(dict.fromkeys(rule.measure for rule in RULES))
 """Names of all measures, in the order of the rules."""
 
@@ -100,35 +115,40 @@ def _share(count: float, whole: float) -> float:
     return count / whole if whole else 0.0
 
 
-def _line_measures(lines: Sequence[str]) -> dict[str, float]:
+def _line_measures(view: TextView, lowered: str) -> dict[str, float]:
+    lines, text = view.lines, view.text
     num = len(lines)
-    lowered = [line.lower() for line in lines if len(line) < 1000]
+    # What the text doesn't have, none of its lines has.
+    web_texts = [one for one in _WEB_TEXTS if one in lowered]
+    web = [any(one in line.lower() for one in web_texts) for line in lines if len(line) < 1000] if web_texts else []
+    has_ellipsis = any(one in text for one in _ELLIPSES)
     return {
-        "bullet_lines": _share(sum(line.startswith(_BULLETS) for line in lines), num),
-        "ellipsis_lines": _share(sum(line.endswith(_ELLIPSES) for line in lines), num),
-        "terminal_lines": _share(sum(line.endswith(_TERMINAL) for line in lines), num),
-        "long_lines": _share(sum(line.count(" ") >= _MIN_LINE_WORDS - 1 for line in lines), num),
-        "short_lines": _share(sum(len(line) <= _SHORT_LINE_CHARACTERS for line in lines), num),
-        "web_lines": _share(sum(any(text in line for text in _WEB_TEXTS) for line in lowered), num),
-        "curly_brackets": _share(sum("{" in line for line in lines), num),
+        "bullet_lines": _share(sum([line.startswith(_BULLETS) for line in lines]), num),
+        "ellipsis_lines": _share(sum([line.endswith(_ELLIPSES) for line in lines]) if has_ellipsis else 0, num),
+        "terminal_lines": _share(sum([line.endswith(_TERMINAL) for line in lines]), num),
+        "long_lines": _share(sum([line.count(" ") >= _MIN_LINE_WORDS - 1 for line in lines]), num),
+        "short_lines": _share(sum([len(line) <= _SHORT_LINE_CHARACTERS for line in lines]), num),
+        "web_lines": _share(sum(web), num),
+        "curly_brackets": _share(sum(["{" in line for line in lines]) if "{" in text else 0, num),
     }
 
 
 def _prose_measures(view: TextView, stop_words: Sequence[str] | None) -> dict[str, float]:
     text, num_words = view.text, len(view.words)
+    lowered = text.lower()
     symbols = text.count("#") + text.count("...") + text.count("…")
     measures = {
         "symbols_per_word": _share(symbols, num_words),
         "letter_words": _share(view.letter_words, num_words),
         "sentences": float(view.sentences),
-        "lorem_ipsum": float("lorem ipsum" in text.lower()),
-        **_line_measures(view.lines),
+        "lorem_ipsum": float("lorem ipsum" in lowered),
+        **_line_measures(view, lowered),
     }
     if view.unspaced_share < 0.5:
         # Where a character is a word, neither its length nor lines that have enough of them mean anything.
         measures["mean_word_length"] = _share(float(view.word_lengths.sum()), num_words)
         if stop_words is not None:
-            have = {word.strip(".,;:!?\"'()").lower() for word in view.counts}
+            have = set(map(_BARE.__getitem__, view.counts))
             measures["stop_words"] = float(sum(word in have for word in stop_words))
     else:
         del measures["long_lines"], measures["short_lines"]
@@ -188,13 +208,15 @@ def judge(
     """
     parts: dict[str, list[float]] = {}
     missed = []
-    for rule in RULES:
-        value = measures.get(rule.measure)
-        if value is None or content not in rule.contents:
+    for family, measure, least, most in _RULES_OF[content]:
+        value = measures.get(measure)
+        if value is None:
             continue
-        least, most = bounds.get(rule.measure, (rule.least, rule.most))
-        part = held(value, least, most)
-        parts.setdefault(rule.family, []).append(part)
+        if measure in bounds:
+            least, most = bounds[measure]
+        part = 1.0
         if (least is not None and value < least) or (most is not None and value > most):
-            missed.append(f"{rule.family}.{rule.measure}")
+            part = held(value, least, most)
+            missed.append(f"{family}.{measure}")
+        parts.setdefault(family, []).append(part)
     return {family: sum(values) / len(values) for family, values in parts.items()}, missed

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cpt_dist.corpus.steps.text_view import MULTIPLIER, TextView
+from cpt_dist.corpus.steps.text_view import TextView
 
 TOP_NGRAMS = (2, 3, 4)
 DUPLICATE_NGRAMS = (5, 6, 7, 8, 9, 10)
@@ -19,30 +19,28 @@ VARIETY_WINDOW_WORDS = 100
 NEVER = -1
 
 
-def previous_places(hashes: np.ndarray) -> np.ndarray:
-    """[n] place of the occurrence before of the same hash, or -1."""
-    order = np.argsort(hashes, kind="stable")
-    same = np.empty(len(order), dtype=bool)
-    same[:1] = False
-    same[1:] = hashes[order[1:]] == hashes[order[:-1]]
-    previous = np.full(len(hashes), NEVER, dtype=np.int64)
-    places = np.flatnonzero(same)
-    previous[order[places]] = order[places - 1]
+def previous_places(words: np.ndarray) -> np.ndarray:
+    """[n] place of the occurrence before of the same word (or its number or hash), or -1."""
+    order = np.argsort(words, kind="stable")
+    ordered = words[order]
+    same = ordered[1:] == ordered[:-1]
+    previous = np.full(len(words), NEVER, dtype=np.int64)
+    previous[order[1:][same]] = order[:-1][same]
     return previous
 
 
-def variety(hashes: np.ndarray, window: int = VARIETY_WINDOW_WORDS) -> float:
+def variety(words: np.ndarray, window: int = VARIETY_WINDOW_WORDS) -> float:
     """Mean over all windows of `window` words of the share of different words in it (MATTR, Covington & McFall 2010).
 
     A text shorter than the window is one window. 1 for an empty text. All windows are counted at once: word i is the
     first of its kind in those that begin after the occurrence before it.
     """
-    count = len(hashes)
+    count = len(words)
     if not count:
         return 1.0
     window = min(window, count)
     places = np.arange(count)
-    first_start = np.maximum(previous_places(hashes) + 1, places - window + 1)
+    first_start = np.maximum(previous_places(words) + 1, places - window + 1)
     last_start = np.minimum(places, count - window)
     starts = np.maximum(last_start - np.maximum(first_start, 0) + 1, 0)
     return float(starts.sum()) / (window * (count - window + 1))
@@ -58,55 +56,67 @@ def _duplicate_shares(parts: Sequence[str]) -> tuple[float, float]:
 
 
 class _Runs:
-    """Runs of n words in a row that may occur twice, for n = 1, 2, …
+    """Runs of n words in a row that occur twice, for n = 1, 2, …
 
     What repeats as n words repeats as n - 1 words at the same places, so each length looks only at what the one before
-    left; of ordinary prose that is a few hundredths from n = 4 on.
+    left; of ordinary prose that is a few hundredths from n = 4 on, and mostly nothing from n = 6 on. Runs are numbered,
+    not hashed: a run of n words is the number of its first n - 1 and that of its last one.
     """
 
     def __init__(self, words: np.ndarray, lengths: np.ndarray) -> None:
         self._words, self._lengths = words, lengths
         self._characters = max(int(lengths.sum()), 1)
-        self._places, self._hashes = np.arange(len(words)), words
+        self._count = int(words.max(initial=0)) + 1
+        self._places = (np.bincount(words, minlength=1)[words] > 1).nonzero()[0]
+        self._numbers = words[self._places]
+        """Of the run at each place, in the order of the places."""
+        self._ordered = self._same = self._places[:0]
         self.n = 1
 
-    def lengthen(self) -> None:
-        """Go on to runs of one word more."""
+    def lengthen(self) -> bool:
+        """Go on to runs of one word more; False where none of them occurs twice, as no longer one does then."""
         self.n += 1
-        fits = self._places + self.n <= len(self._words)
-        self._places = self._places[fits]
-        self._hashes = self._hashes[fits] * MULTIPLIER + self._words[self._places + self.n - 1]
-        self._order = np.argsort(self._hashes, kind="stable")
-        ordered = self._hashes[self._order]
-        is_first = np.ones(len(ordered), dtype=bool)
-        is_first[1:] = ordered[1:] != ordered[:-1]
-        self._starts = np.flatnonzero(is_first)
-        self._sizes = np.diff(self._starts, append=len(ordered))
-
-    def forget_single(self) -> None:
-        """Leave out the runs that occur once."""
-        kept = np.sort(self._order[np.repeat(self._sizes, self._sizes) > 1])
-        self._places, self._hashes = self._places[kept], self._hashes[kept]
+        fits = int(self._places.searchsorted(len(self._words) - self.n, side="right"))
+        places = self._places[:fits]
+        if len(places) < 2:
+            return False
+        keys = self._numbers[:fits] * self._count + self._words[places + (self.n - 1)]
+        order = keys.argsort(kind="stable")
+        keys = keys[order]
+        self._same = keys[1:] == keys[:-1]
+        """Whether a run is the one before it in `_ordered`."""
+        if not self._same.any():
+            return False
+        self._ordered = places[order]
+        twice = np.zeros(fits, dtype=bool)
+        twice[1:] = self._same
+        twice[:-1] |= self._same
+        numbers, kept = np.empty(fits, dtype=np.int64), np.empty(fits, dtype=bool)
+        numbers[order[0]] = 0
+        numbers[order[1:]] = (~self._same).cumsum()
+        kept[order] = twice
+        self._places, self._numbers = places[kept], numbers[kept]
+        return True
 
     def top_share(self) -> float:
-        """Share of characters in the commonest run, the first of them if several are, if it occurs twice."""
-        most = int(self._sizes.max(initial=0))
-        if most < 2:
-            return 0.0
-        place = self._places[self._order[self._starts[self._sizes == most]]].min()
+        """Share of characters in the commonest run, the first of them if several are."""
+        is_edge = np.ones(len(self._ordered) + 1, dtype=bool)
+        is_edge[1:-1] = ~self._same
+        edges = is_edge.nonzero()[0]
+        sizes = edges[1:] - edges[:-1]
+        most = int(sizes.max())
+        place = self._ordered[edges[:-1][sizes == most]].min()
         return min(float(most * self._lengths[place : place + self.n].sum()) / self._characters, 1.0)
 
     def repeated_share(self, window: int) -> float:
         """Share of characters in runs that occurred at most `window` words before, each character counted once."""
-        ordered = self._places[self._order]
-        distance = np.diff(ordered, prepend=0)
-        distance[self._starts] = window + 1
-        places = ordered[distance <= window]
+        distance = self._ordered[1:] - self._ordered[:-1]
+        places = self._ordered[1:][self._same & (distance <= window)]
         if not len(places):
             return 0.0
         edges = np.bincount(places, minlength=len(self._words) + 1)
-        edges[: len(self._words) + 1] -= np.bincount(places + self.n, minlength=len(self._words) + 1)
-        return float(self._lengths[np.cumsum(edges[:-1]) > 0].sum()) / self._characters
+        edges -= np.bincount(places + self.n, minlength=len(self._words) + 1)
+        return float(self._lengths[edges[:-1].cumsum() > 0].sum()) / self._characters
 
 
 def repetition_measures(view: TextView, window: int) -> dict[str, float]:
@@ -116,13 +126,12 @@ def repetition_measures(view: TextView, window: int) -> dict[str, float]:
     measures = {}
     measures["duplicate_lines"], measures["duplicate_line_characters"] = _duplicate_shares(view.lines)
     measures["duplicate_paragraphs"], measures["duplicate_paragraph_characters"] = _duplicate_shares(view.paragraphs)
-    runs = _Runs(view.word_hashes, view.word_lengths)
+    runs, repeats = _Runs(view.word_numbers, view.word_lengths), True
     for n in range(2, max(DUPLICATE_NGRAMS) + 1):
-        runs.lengthen()
+        repeats = repeats and runs.lengthen()
         if n in TOP_NGRAMS:
-            measures[f"top_{n}gram"] = runs.top_share()
+            measures[f"top_{n}gram"] = runs.top_share() if repeats else 0.0
         else:
-            measures[f"duplicate_{n}gram"] = runs.repeated_share(window)
-        runs.forget_single()
-    measures["variety"] = variety(view.word_hashes)
+            measures[f"duplicate_{n}gram"] = runs.repeated_share(window) if repeats else 0.0
+    measures["variety"] = variety(view.word_numbers)
     return measures

@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from functools import cached_property, lru_cache
+from itertools import compress
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -25,7 +28,25 @@ _SENTENCE_END = re.compile(r"[.!?。！？…][\"'”’»)\]]*(?=\s|$)|[。！�
 _LETTER = re.compile(r"[^\W\d_]")
 OTHER, LETTER, UPPER, DIGIT, SPACE, PUNCTUATION, REPLACEMENT = range(7)
 _KINDS = 7
-_BMP = 1 << 16
+_BMP, _ASCII = 1 << 16, 1 << 7
+_MOST_REMEMBERED, _LONGEST_REMEMBERED = 1 << 17, 64
+"""Words that `OfWord` keeps, and the characters of the longest."""
+
+
+class OfWord(dict[str, Any]):
+    """What a function of one word gives, remembered for the words of all texts of a process: most occur in many."""
+
+    def __init__(self, function: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __missing__(self, word: str) -> Any:
+        value = self._function(word)
+        if len(word) <= _LONGEST_REMEMBERED:
+            if len(self) >= _MOST_REMEMBERED:
+                self.clear()
+            self[word] = value
+        return value
 
 
 @lru_cache(maxsize=1)
@@ -76,21 +97,17 @@ class TextView:
         """Word -> how often it occurs, in the order of first occurrence."""
         return Counter(self.words)
 
-    def _of_each_word(self, of_unique: list[int], dtype: type) -> np.ndarray:
-        table = dict(zip(self.counts, of_unique, strict=True))
-        return np.fromiter(map(table.__getitem__, self.words), dtype=dtype, count=len(self.words))
-
     @cached_property
-    def word_hashes(self) -> np.ndarray:
-        """[words] u64: xxh3 of each word, the same in every process."""
-        digest = xxhash.xxh3_64_intdigest
-        return self._of_each_word([digest(word.encode()) for word in self.counts], np.uint64)
+    def word_numbers(self) -> np.ndarray:
+        """[words] i64: which of the different words each is, counted from 0 in the order of first occurrence."""
+        numbers = dict(zip(self.counts, range(len(self.counts)), strict=True))
+        return np.fromiter(map(numbers.__getitem__, self.words), dtype=np.int64, count=len(self.words))
 
     @cached_property
     def term_hashes(self) -> np.ndarray:
         """[words] u64: xxh3 of each word in lower case, without punctuation at its ends."""
-        digest = xxhash.xxh3_64_intdigest
-        return self._of_each_word([digest(term(word).encode()) for word in self.counts], np.uint64)
+        different = np.fromiter(map(_TERM_HASHES.__getitem__, self.counts), dtype=np.uint64, count=len(self.counts))
+        return different[self.word_numbers]
 
     @cached_property
     def word_lengths(self) -> np.ndarray:
@@ -100,8 +117,7 @@ class TextView:
     @cached_property
     def letter_words(self) -> int:
         """Words with at least one letter."""
-        search = _LETTER.search
-        return sum(count for word, count in self.counts.items() if search(word))
+        return sum(compress(self.counts.values(), map(_HAS_LETTER.__getitem__, self.counts)))
 
     @cached_property
     def lines(self) -> list[str]:
@@ -116,18 +132,18 @@ class TextView:
     @cached_property
     def sentences(self) -> int:
         """Ends of sentences."""
-        return sum(1 for _ in _SENTENCE_END.finditer(self.text))
+        return len(_SENTENCE_END.findall(self.text))
 
     @cached_property
     def kinds(self) -> np.ndarray:
         """[7] how many characters are of each kind (OTHER, LETTER, …)."""
         if self.text.isascii():
-            codes = np.frombuffer(self.text.encode("ascii"), dtype=np.uint8).astype(np.int64)
-        else:
-            codes = np.frombuffer(self.text.encode("utf-32-le"), dtype=np.uint32).astype(np.int64)
-            astral = codes >= _BMP
+            numbers = np.bincount(np.frombuffer(self.data, dtype=np.uint8), minlength=_ASCII)
+            return np.bincount(_kinds()[:_ASCII], weights=numbers, minlength=_KINDS).astype(np.int64)
+        codes = np.frombuffer(self.text.encode("utf-32-le"), dtype=np.uint32)
+        if codes.max() >= _BMP:
             # Above the plane stand rare Chinese characters (from 0x20000 on) and pictures.
-            codes = np.where(astral, np.where(codes >= 0x20000, ord("一"), _BMP), codes)
+            codes = np.where(codes >= _BMP, np.where(codes >= 0x20000, ord("一"), _BMP), codes)
         return np.bincount(_kinds()[codes], minlength=_KINDS)
 
     @cached_property
@@ -157,6 +173,10 @@ _ENDS = " \t\n.,;:!?\"'`()[]{}<>“”‘’«»…*_—–-/\\|"
 def term(word: str) -> str:
     """A word as vocabularies and keywords have it: in lower case, without punctuation at its ends."""
     return word.strip(_ENDS).lower() or word
+
+
+_TERM_HASHES = OfWord(lambda word: xxhash.xxh3_64_intdigest(term(word).encode()))
+_HAS_LETTER = OfWord(lambda word: _LETTER.search(word) is not None)
 
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
