@@ -109,8 +109,8 @@ def _library() -> ctypes.CDLL | str:
 
 
 def _compile(compiler: str, path: Path) -> None:
-    # Several processes of a job may come here at once: each writes a file of its own, and the last name wins.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    # Several processes of a job, on several hosts, may come here at once: each writes a file of its own.
+    temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}")
     words = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(temporary), "-lm"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=COMPILER_SECONDS, check=False)
     if done.returncode:
