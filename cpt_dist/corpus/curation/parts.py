@@ -9,6 +9,9 @@ from cpt_dist.corpus.curation.tables import write_curated
 from cpt_dist.corpus.step import CuratedDocument
 from cpt_dist.files import file_checksum
 
+DOCUMENT_BYTES = 500
+"""About what a document takes in memory beside its text; it counts too, as a part is held until it's written."""
+
 
 def file_entry(path: Path, documents: int) -> dict[str, Any]:
     """What a manifest says of a file with so many rows."""
@@ -16,7 +19,7 @@ def file_entry(path: Path, documents: int) -> dict[str, Any]:
 
 
 class PartFiles:
-    """The curated documents of a block or a bucket, in files of about `part_bytes` of text each."""
+    """The curated documents of a block or a bucket, in files of about `part_bytes` each."""
 
     def __init__(self, folder: Path, number: int, part_bytes: int, columns: dict[str, list[str]]) -> None:
         self._folder, self._number, self._part_bytes = folder, number, part_bytes
@@ -28,7 +31,7 @@ class PartFiles:
     def add(self, document: CuratedDocument) -> None:
         """Add a document; a part that is full is written."""
         self._documents.append(document)
-        self._size += len(document.text)
+        self._size += len(document.text) + DOCUMENT_BYTES
         if self._size >= self._part_bytes:
             self.close()
 
