@@ -7,13 +7,11 @@ out are the documents with the smallest ids, and the pilot reads those after the
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from cpt_dist.config import CptConfig, parse_quantity
 from cpt_dist.diagnosis.corpus_sample import CorpusSample, SampledDocument
@@ -183,8 +181,6 @@ def measure(
 ) -> Measures:
     """Load the model, score both sides, train the pilot and score again. `volume` is the domain's tokens."""
     report("loading the model")
-    if not sys.stderr.isatty():
-        disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
     model = load_model(config.model).to(device)

@@ -8,6 +8,8 @@ be the same as documents alone.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.logging import disable_progress_bar
 
 from cpt_dist.config import ModelConfig
 from cpt_dist.errors import UserError
@@ -53,6 +56,8 @@ def load_model(
     _check_architecture(config.path, raw)
     kernels = kernels or KernelsConfig()
     device, compute_dtype = compute or ("cuda" if torch.cuda.is_available() else "cpu", dtype)
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+        disable_progress_bar()
     attention = _attention(effective_attention(kernels, config.attention), device, kernels.strict)
     try:
         hf_config = AutoConfig.from_pretrained(config.path, local_files_only=True, trust_remote_code=False)

@@ -6,13 +6,11 @@ The order of things matters: what can be refused from small files is refused bef
 from __future__ import annotations
 
 import platform
-import sys
 import time
 from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 import cpt_dist
 from cpt_dist.checkpoint.open_store import checkpoint_store
@@ -73,8 +71,6 @@ def set_up(config: CptConfig, world: World) -> Run:
     if grown is not None or (step is None and order.entries):
         on_first(world, lambda: write_ledger(directory.ledger, order.entries))
     dtype, reason = resolve_precision(config.engine.precision, world.device)
-    if not (world.is_first and sys.stderr.isatty()):
-        disable_progress_bar()
     compute = (world.device.type, dtype)
     model = load_model(config.model, torch.float32, config.kernels, compute)
     names = [model.hf_name(name) for name, _ in model.named_parameters()]
