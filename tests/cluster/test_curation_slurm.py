@@ -27,7 +27,7 @@ def test_array_jobs_on_two_nodes_give_the_files_of_one_process(slurm, tmp_path):
         f"data.tokenizer={config.data.tokenizer}",
         f"data.shards={tmp_path}/shards",
         f"data.curation.folder={tmp_path}/by_slurm",
-        "data.curation.block_bytes=20000",
+        f"data.curation.block_bytes={config.data.curation.block_bytes}",
         "data.held_out_fraction=0.0",
         "data.curation.slurm.partition=main",
         "data.curation.slurm.mem_per_cpu_gb=1",
