@@ -35,6 +35,8 @@ OPERATION = "packed_attention"
 QUERY_BLOCK_TOKENS = 512
 """Queries of a sliding-window document that attend at one time: the mask is this times (this + window) bytes."""
 FLASH_MAX_HEAD_DIM = 256
+RING = "ring"
+"""Feature of a backend: it attends to some keys at a time and tells how much they weigh."""
 
 
 @dataclass
@@ -68,6 +70,11 @@ class Documents:
             runs.append((start, length, count))
             start += length * count
         return cls(cu_seqlens.to(torch.int32), runs, max(lengths), backend, keys_before)
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What a backend has to be able to do beside attention within documents."""
+        return frozenset()
 
     def attend(
         self,
@@ -120,15 +127,21 @@ def packed_attention(
     if unmet:
         raise UserError(f"{name} needs {', '.join(unmet)}, which packed attention does not support; use another model")
     documents.windows_used[id(module)] = sliding_window
-    backend = choose_backend(documents.backend, query.device.type, query.dtype, query.shape[-1])
+    device, head_dim = query.device.type, query.shape[-1]
+    backend = choose_backend(documents.backend, device, query.dtype, head_dim, documents.features)
     attended = documents.attend(backend, query[0], key[0], value[0], scaling, dropout, sliding_window)
     return attended[None], None
 
 
-def choose_backend(wanted: str, device: str, dtype: torch.dtype, head_dim: int = 64) -> Backend:
-    """The attention backend for tensors of this kind. Raises UserError with the reason where it is refused."""
+def choose_backend(
+    wanted: str, device: str, dtype: torch.dtype, head_dim: int = 64, features: frozenset[str] = frozenset()
+) -> Backend:
+    """The attention backend for tensors of this kind, and for `features`, such as RING.
+
+    Raises UserError with the reason where it is refused.
+    """
     limits = (FLASH_MAX_HEAD_DIM, TRITON_MAX_HEAD_DIM)
-    features = frozenset(f"head_dim>{limit}" for limit in limits if head_dim > limit)
+    features |= frozenset(f"head_dim>{limit}" for limit in limits if head_dim > limit)
     try:
         return choose(OPERATION, wanted, Spec(device, str(dtype).removeprefix("torch."), features))
     except KernelRefusedError as error:
@@ -282,9 +295,20 @@ def _by(kernel: str) -> Callable[..., Tensor]:
     return attend
 
 
+def _without_rings(supports: Callable[[Spec], str | None]) -> Callable[[Spec], str | None]:
+    def asked(spec: Spec) -> str | None:
+        if RING in spec.features:
+            return "it computes no parts of a ring (engine.context_parallel_method)"
+        return supports(spec)
+
+    return asked
+
+
 register(OPERATION, Backend("flash_attn", _flash_supports, _flash))
-register(OPERATION, triton_backend(DOCUMENT_ATTENTION, _by("triton"), triton_supports))
-register(OPERATION, native_backend(DOCUMENT_ATTENTION, _by("native"), native_attention_supports))
+
+
+register(OPERATION, triton_backend(DOCUMENT_ATTENTION, _by("triton"), _without_rings(triton_supports)))
+register(OPERATION, native_backend(DOCUMENT_ATTENTION, _by("native"), _without_rings(native_attention_supports)))
 register(OPERATION, Backend("sdpa_per_document", lambda spec: None, _sdpa_per_document))
 AttentionInterface.register(IMPLEMENTATION, packed_attention)
 AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from cpt_dist.config import ModelConfig
 from cpt_dist.errors import UserError
 from cpt_dist.model import attention
-from cpt_dist.model.attention import Documents, choose_backend, packed_attention
+from cpt_dist.model.attention import RING, Documents, choose_backend, packed_attention
 from cpt_dist.model.load import load_model
 from tests.helpers.models import FAMILIES, tiny_llama
 
@@ -224,3 +224,10 @@ def test_a_model_that_drops_the_borders_is_refused():
     part = torch.randn(1, 2, 3, 4)
     with pytest.raises(UserError, match="without document borders"):
         packed_attention(torch.nn.Identity(), part, part, part, None)
+
+
+def test_a_ring_gets_a_backend_that_computes_its_parts():
+    assert choose_backend("auto", "cpu", torch.float32, features=frozenset({RING})).name == "sdpa_per_document"
+    for backend in ("native", "triton"):
+        with pytest.raises(UserError, match=f"model.attention: '{backend}'.*(parts of a ring|needs a GPU)"):
+            choose_backend(backend, "cpu", torch.float32, features=frozenset({RING}))

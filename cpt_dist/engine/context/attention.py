@@ -19,12 +19,14 @@ from cpt_dist.engine.context.blocks import KERNELS
 from cpt_dist.engine.context.collectives import ExchangeHeads, GatherTokens
 from cpt_dist.engine.context.ring import Piece, RingAttention, pieces
 from cpt_dist.engine.context.split import SequenceSplit
-from cpt_dist.errors import UserError
-from cpt_dist.model.attention import Documents
+from cpt_dist.model.attention import RING, Documents
 
 
 class SharedAttention(ABC):
     """One method, for one micro-batch; `split` says which of its tokens are on this rank of `group`."""
+
+    features: frozenset[str] = frozenset()
+    """What it needs of a backend."""
 
     def __init__(self, split: SequenceSplit, group: dist.ProcessGroup, device: torch.device) -> None:
         self.split, self.group, self.device = split, group, device
@@ -49,6 +51,10 @@ class SharedDocuments(Documents):
     """The borders of a micro-batch of which this rank has a part."""
 
     method: SharedAttention
+
+    @property
+    def features(self) -> frozenset[str]:
+        return self.method.features
 
     def attend(
         self,
@@ -123,6 +129,8 @@ class UlyssesAttention(SharedAttention):
 class RingedAttention(SharedAttention):
     """Keys and values go round; no rank holds more than its own and those of two others on their way."""
 
+    features = frozenset({RING})
+
     def __init__(self, split: SequenceSplit, group: dist.ProcessGroup, device: torch.device) -> None:
         super().__init__(split, group, device)
         self._rounds: dict[int | None, list[list[Piece]]] = {}
@@ -149,11 +157,6 @@ class RingedAttention(SharedAttention):
             raise ValueError("a ring has no dropout: its blocks are computed anew in the backward pass")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         tokens_first = [part.transpose(0, 1) for part in (query, key, value)]
-        if backend.name not in KERNELS:
-            raise UserError(
-                f"model.attention: '{backend.name}' computes no parts of a ring; "
-                "use engine.context_parallel_method=all_gather or another attention"
-            )
         kernel = KERNELS[backend.name]
         return cast(Tensor, RingAttention.apply(*tokens_first, self._rounds_within(window), scale, kernel, self.group))
 
