@@ -65,7 +65,7 @@ class Attention:
         parts = [part[:, own].clone().requires_grad_() for part in padded]
         documents = Documents.of(torch.tensor(split.borders), split.borders[-1])
         method = METHODS[context.method](split, context._group, torch.device("cpu"))
-        backend = choose_backend("auto", "cpu", torch.float32)
+        backend = choose_backend("auto", "cpu", torch.float32, features=method.features)
         attended = method.attend(backend, *parts, documents, None, 0.0, window)
         attended.backward(torch.nn.functional.pad(self.above, (0, 0, 0, 0, 0, padding))[own])
         results = []
