@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -183,7 +183,7 @@ class StepLoader:
                 # Asks the workers to end, gives each 5 seconds, and lets torch forget them. `del` would not do: where an
                 # exception's traceback still holds the iterator, torch's handler of SIGCHLD takes the kill for a crash
                 # and raises in the main thread wherever that is, such as amid the release of a lock.
-                batches._shutdown_workers()
+                cast(Any, batches)._shutdown_workers()
             for worker in workers:  # one in a fetch that goes on would hold up the end of the job
                 worker.kill()
 

@@ -191,6 +191,7 @@ def test_a_damaged_shard_is_named_in_one_line_also_from_a_worker(tmp_path, num_w
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith("source 'a': shard-00000.safetensors block 1 has checksum")
     assert "Traceback" not in str(caught.value)
+    time.sleep(0.3)  # the end of a killed worker, which the exception still holds, is no crash that torch raises here
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
