@@ -180,8 +180,8 @@ class StepLoader:
                 yield self._next_step(batches)  # kept nowhere here, so its memory is free for the step after it
         finally:
             if workers:
-                # Asks the workers to end, gives each 5 seconds, and lets torch forget them. `del` would not do: where an
-                # exception's traceback still holds the iterator, torch's handler of SIGCHLD takes the kill for a crash
+                # Asks the workers to end, gives each 5 seconds, and lets torch forget them. `del` would not do where an
+                # exception's traceback holds the iterator: torch's handler of SIGCHLD takes the kill for a crash then,
                 # and raises in the main thread wherever that is, such as amid the release of a lock.
                 cast(Any, batches)._shutdown_workers()
             for worker in workers:  # one in a fetch that goes on would hold up the end of the job
