@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from cpt_dist.config import EngineConfig
+from cpt_dist.engine.host_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def start(config: EngineConfig) -> World:
         # Ranks that share cores and take all of them each are slower together than alone.
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(config.threads or max(1, cores // local_size))
+        keep_freed_memory()
     if not dist.is_initialized():
         timeout = datetime.timedelta(seconds=config.timeout_seconds)
         # DeepSpeed and device meshes make groups of their own with torch's default of half an hour, which has no
