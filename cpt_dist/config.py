@@ -18,6 +18,7 @@ from cpt_dist.cluster_config import ClusterConfig, HealthConfig
 from cpt_dist.curation_pipeline_config import CurationPipelineConfig
 from cpt_dist.curriculum_config import CurriculumConfig
 from cpt_dist.diagnose_config import DiagnoseConfig
+from cpt_dist.distillation_config import DistillationConfig
 from cpt_dist.doctor_config import DoctorConfig
 from cpt_dist.errors import UserError
 from cpt_dist.forgetting_config import ForgettingConfig
@@ -359,10 +360,13 @@ class CptConfig:
     """Name -> another end of the plan, for a gate's fork."""
     control_arm: bool = False
     """Train the control arm of this configuration instead: the same tokens, schedule and seed on the replay sources
-    alone, without curricula, gates, adaptive replay, budgets and caps (docs/verdict.md). It needs its own run_dir."""
+    alone, without curricula, gates, adaptive replay, budgets, distillation and caps (docs/verdict.md). It needs its own
+    run_dir."""
     long_data: LongDataConfig = field(default_factory=LongDataConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
+    distillation: DistillationConfig | None = None
+    """Hold the model to a frozen teacher, such as its own base model, while it trains (docs/training.md); null: not."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

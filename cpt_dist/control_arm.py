@@ -2,7 +2,7 @@
 
 What it gains, it gains without the domain, as from the decay of the learning rate; docs/verdict.md says what it is held
 against. Everything that would make it another training is taken out: curricula over sources, adaptive replay, gates,
-retention budgets and caps.
+retention budgets, distillation and caps.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def control_arm(config: CptConfig) -> CptConfig:
         alternatives={},
         replay=ReplayConfig(),
         forgetting=ForgettingConfig(),
+        distillation=None,
     )
 
 

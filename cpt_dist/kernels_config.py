@@ -11,6 +11,7 @@ from dataclasses import dataclass
 MODEL = "model"
 LAYER_BACKENDS = (MODEL, "auto", "torch", "triton", "native")
 LOSS_BACKENDS = ("auto", "torch", "triton", "native", "cut_cross_entropy")
+DISTILLATION_BACKENDS = ("auto", "torch", "triton", "native")
 STEP_BACKENDS = ("torch", "triton", "auto")
 ATTENTIONS = ("auto", "sdpa_per_document", "flash_attn", "native", "triton")
 LAYER_OPERATIONS = ("rms_norm", "add_rms_norm", "rope", "swiglu")
@@ -24,6 +25,8 @@ class KernelsConfig:
     """The output layer's loss: torch, triton, native (C, compiled on the machine, for CPUs in fp32), or auto (triton on
     a GPU and native on a CPU where they pass their trial there, else torch). If the package is installed:
     cut_cross_entropy."""
+    linear_kl: str = "auto"
+    """The loss of distillation, from the output layers of both models: torch, triton, native, or auto as above."""
     rms_norm: str = MODEL
     """RMSNorm: model (the code of transformers), torch (one rounding, fp32 inside), triton, native, or auto as above.
     If the package is installed: liger."""
@@ -51,6 +54,7 @@ def kernel_problems(kernels: KernelsConfig, attention: str) -> list[str]:
         **dict.fromkeys(LAYER_OPERATIONS, LAYER_BACKENDS),
         **dict.fromkeys(("rms_norm", "swiglu"), (*LAYER_BACKENDS, "liger")),
         "linear_cross_entropy": LOSS_BACKENDS,
+        "linear_kl": DISTILLATION_BACKENDS,
         "adamw": STEP_BACKENDS,
     }
     for name, names in allowed.items():

@@ -23,6 +23,7 @@ from cpt_dist.config import (
 from cpt_dist.context_config import context_problems
 from cpt_dist.curation_pipeline_config import PREPARE_WHAT, curation_pipeline_problems
 from cpt_dist.diagnose_config import diagnose_problems, diagnose_quantities
+from cpt_dist.distillation_config import distillation_problems
 from cpt_dist.doctor_config import doctor_problems
 from cpt_dist.errors import UserError, nearest
 from cpt_dist.evaluation_schedule import EVALUATION_SCHEDULES, LOG
@@ -255,6 +256,7 @@ def validate(config: CptConfig, checks: Sequence[Callable[[CptConfig], list[str]
     during = config.evaluation.during_training
     read = {name for stage in all_stages(config) for name in stage.mixture}
     problems.extend(forgetting_problems(config.forgetting, roles, read, config.replay.rule, during, evaluations))
+    problems.extend(distillation_problems(config.distillation, roles, read))
     problems.extend(suites_problems(config.suites))
     problems.extend(probe_problems(config.probe))
     for what, value in {

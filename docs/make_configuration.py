@@ -98,6 +98,7 @@ def page() -> str:
         ("long_data", config.LongDataConfig),
         ("replay", config.ReplayConfig),
         ("forgetting", config.ForgettingConfig),
+        ("distillation", config.DistillationConfig),
         ("checkpoint", config.CheckpointConfig),
         ("checkpoints", config.CheckpointsConfig),
         ("guards", config.GuardsConfig),

@@ -19,7 +19,9 @@ from cpt_dist.engine.context.parallel import ContextAxis, OwnPart
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.flat_shard import FlatShard
 from cpt_dist.engine.piecewise_adamw import MOMENTS
+from cpt_dist.engine.teacher import StepDistillation, Teacher
 from cpt_dist.engine.updates import UpdateHistory
+from cpt_dist.model.loss_head import SoftTargets
 from cpt_dist.model.packed import PackedCausalLM
 
 __all__ = ["MOMENTS", "Engine"]
@@ -34,6 +36,8 @@ class Engine(ABC):
     compute_dtype: torch.dtype
     updates: UpdateHistory
     """How often each parameter was updated, and which are trained; the trainer counts the steps into it."""
+    teacher: Teacher | None = None
+    """What the model is distilled from, if it is."""
 
     @cached_property
     def context(self) -> ContextAxis:
@@ -41,13 +45,18 @@ class Engine(ABC):
         return ContextAxis(self.world)
 
     @abstractmethod
-    def forward_backward(self, batch: Batch, divisor: int, last: bool) -> torch.Tensor:
+    def forward_backward(
+        self, batch: Batch, divisor: int, last: bool, distillation: StepDistillation | None = None
+    ) -> torch.Tensor:
         """Add the gradients of one micro-batch.
 
         The loss is the sum of the batch's nll divided by `divisor`, the number of target tokens of the whole
         optimizer step over all ranks and micro-batches, so that accumulation and world size change nothing. `last`
         marks the step's last micro-batch. Every rank must call it equally often, ranks that share rows with the same
         batch. Returns the nll [tokens] in fp32, 0 for tokens that another rank computed (`context`).
+
+        With `distillation` (needs `teacher`; on all ranks or none) the loss has the teacher's part as well, divided by
+        a number of the whole step of its own, and the KL of this rank's tokens is added to `distillation.kl`.
         """
 
     @abstractmethod
@@ -134,6 +143,21 @@ class Engine(ABC):
             "cu_seqlens": batch.cu_seqlens,
         }
         return self.context.now.part(self.model, borders, inputs)
+
+    def _soft_targets(self, batch: Batch, part: OwnPart, step: StepDistillation | None) -> SoftTargets | None:
+        if step is None:
+            return None
+        assert self.teacher is not None
+        # Parts of its own: attention across ranks keeps things of the model that it computes.
+        shared = self._own_part(batch) if part.tokens is not None else None
+        targets = self.teacher.soft_targets(batch, shared, step, self.model.head)
+        targets.divisor /= self.world.size  # as that of the nll
+        return targets
+
+    @staticmethod
+    def _add_kl(step: StepDistillation | None, kl: list[torch.Tensor]) -> None:
+        if step is not None:
+            step.kl += float(kl[0].sum(dtype=torch.float64))
 
     def _own_part_of(self, **inputs: torch.Tensor) -> OwnPart:
         """As `_own_part`, from the fields of a batch."""

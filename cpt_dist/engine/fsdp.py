@@ -14,7 +14,6 @@ from typing import cast
 
 import torch
 from cpt_kernels import clip_factor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -24,23 +23,16 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from cpt_dist.config import EngineConfig, OptimizerConfig, check_shard_size
+from cpt_dist.config import EngineConfig, OptimizerConfig
 from cpt_dist.data.batch import Batch
 from cpt_dist.engine.base import MOMENTS, Engine
 from cpt_dist.engine.distributed import World
+from cpt_dist.engine.mesh import state_mesh
 from cpt_dist.engine.optimizer import TORCH, adamw, parameter_groups, set_learning_rate
 from cpt_dist.engine.piecewise_adamw import Place
+from cpt_dist.engine.teacher import StepDistillation
 from cpt_dist.engine.updates import UpdateHistory
 from cpt_dist.model.packed import PackedCausalLM
-
-
-def _mesh(world: World, shard_size: int) -> DeviceMesh:
-    """One axis where all ranks share one copy of the state; else copies x ranks of a copy (HSDP)."""
-    check_shard_size(shard_size, world.size)
-    if shard_size == world.size:
-        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
-    shape = (world.size // shard_size, shard_size)
-    return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
 def needs_sharding(world: World, config: EngineConfig, compute_dtype: torch.dtype) -> bool:
@@ -71,7 +63,7 @@ class FsdpEngine(Engine):
         offload: OffloadPolicy = CPUOffloadPolicy() if config.offload else OffloadPolicy()
         if not config.offload:
             model.to(world.device)
-        mesh = _mesh(world, config.shard_size or world.size)
+        mesh = state_mesh(world, config.shard_size)
         if self._sharded:
             for layer in model.decoder_layers():
                 fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload)
@@ -92,12 +84,16 @@ class FsdpEngine(Engine):
                 for moment in MOMENTS:
                     state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
-    def forward_backward(self, batch: Batch, divisor: int, last: bool) -> torch.Tensor:
+    def forward_backward(
+        self, batch: Batch, divisor: int, last: bool, distillation: StepDistillation | None = None
+    ) -> torch.Tensor:
         self.model.train()
         # FSDP averages gradients over the ranks; the loss is a share of the global sum, so they must add up.
         part = self._own_part(batch)
-        loss, nll = self.model(**part.inputs, divisor=divisor / self.world.size)
+        soft_targets = self._soft_targets(batch, part, distillation)
+        loss, nll, *kl = self.model(**part.inputs, divisor=divisor / self.world.size, soft_targets=soft_targets)
         loss.backward()
+        self._add_kl(distillation, kl)
         for parameter in self._frozen:
             parameter.grad = None
         return part.whole(nll)

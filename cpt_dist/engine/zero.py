@@ -22,6 +22,7 @@ from cpt_dist.data.batch import Batch
 from cpt_dist.engine.base import Engine
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.optimizer import TORCH, adamw, parameter_groups, set_learning_rate
+from cpt_dist.engine.teacher import StepDistillation
 from cpt_dist.engine.updates import UpdateHistory
 from cpt_dist.engine.zero_state import ZeroState, zero_state
 from cpt_dist.errors import UserError
@@ -113,13 +114,17 @@ class ZeroEngine(Engine):
             self._watch_norms()
         self._state: ZeroState = zero_state(self._optimizer, self._named_parameters(), config.zero_stage, world)
 
-    def forward_backward(self, batch: Batch, divisor: int, last: bool) -> torch.Tensor:
+    def forward_backward(
+        self, batch: Batch, divisor: int, last: bool, distillation: StepDistillation | None = None
+    ) -> torch.Tensor:
         self._engine.train()
         self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages gradients over the ranks; the loss is a share of the global sum, so they must add up.
         part = self._own_part(batch)
-        loss, nll = self._engine(**part.inputs, divisor=divisor / self.world.size)
+        soft_targets = self._soft_targets(batch, part, distillation)
+        loss, nll, *kl = self._engine(**part.inputs, divisor=divisor / self.world.size, soft_targets=soft_targets)
         self._engine.backward(loss)
+        self._add_kl(distillation, kl)
         if not last:
             self._engine.step()  # not at a boundary: only tells DeepSpeed that a micro-batch is over
         return part.whole(nll)

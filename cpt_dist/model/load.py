@@ -80,6 +80,7 @@ def load_model(
     _check_weights(config.path, report)
     model = PackedCausalLM(hf, attention, config.loss_chunk_tokens)
     model.head.backend, model.head.strict = kernels.linear_cross_entropy, kernels.strict
+    model.head.distillation_backend = kernels.linear_kl
     model.head.check_backend(device, compute_dtype)
     with unrecorded():  # what the trials run is no choice of the training
         check_packing(model, config.path)

@@ -15,7 +15,7 @@ from cpt_dist.errors import UserError
 from cpt_dist.model import flops
 from cpt_dist.model.activation_offload import HostOffload
 from cpt_dist.model.attention import Documents
-from cpt_dist.model.loss_head import LossHead
+from cpt_dist.model.loss_head import LossHead, SoftTargets
 
 PREFIX = "hf."
 
@@ -55,7 +55,8 @@ class PackedCausalLM(nn.Module):
         cu_seqlens: Tensor | Documents,
         divisor: float | Tensor = 1.0,
         at: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        soft_targets: SoftTargets | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
         """The loss of flattened documents.
 
         Args:
@@ -67,10 +68,19 @@ class PackedCausalLM(nn.Module):
                 those of one rank among several that share the documents (`cpt_dist/engine/context/`).
             divisor: what the sum of the nll is divided by: the target tokens of the whole optimizer step.
             at: int64 [n], without labels: the tokens whose logits are wanted; None asks for those of all.
+            soft_targets: what a teacher says of some of the tokens, to be added to the loss.
 
-        Returns (loss 0-d, nll [tokens] without gradient), both fp32; without labels the logits [tokens or n, vocab]
-        in fp32. Raises UserError where a layer of the model mixes tokens past the borders.
+        Returns (loss 0-d, nll [tokens] without gradient), both fp32, with soft targets and the KL of their tokens [n];
+        without labels the logits [tokens or n, vocab] in fp32. Raises UserError where a layer of the model mixes tokens
+        past the borders.
         """
+        hidden = self.hidden_states(input_ids, position_ids, cu_seqlens)
+        if labels is None:
+            return self.head.finish(self.head(hidden if at is None else hidden[at]))
+        return self.head(hidden, labels, divisor, soft_targets)
+
+    def hidden_states(self, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor | Documents) -> Tensor:
+        """[tokens, hidden]: what the head gets; arguments as for `forward`."""
         documents = cu_seqlens
         if not isinstance(documents, Documents):
             documents = Documents.of(documents, input_ids.shape[0], self.attention)
@@ -82,9 +92,7 @@ class PackedCausalLM(nn.Module):
             documents=documents,
         ).last_hidden_state[0]
         self._check_layers(documents)
-        if labels is None:
-            return self.head.finish(self.head(hidden if at is None else hidden[at]))
-        return self.head(hidden, labels, divisor)
+        return hidden
 
     def logits(self, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
         """The logits [tokens, vocab] in fp32; arguments as for `forward`.

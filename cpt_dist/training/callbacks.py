@@ -110,6 +110,7 @@ class Checkpoints(Callback):
             "world_size": run.world.size,
             "rope": run.changed_rope(),
             "forks": len(forks(run.order.entries)),
+            **({"teacher": run.teacher} if run.teacher is not None else {}),
         }
         evaluated_step, bits_per_byte = run.bits_per_byte
         run.saver.save(

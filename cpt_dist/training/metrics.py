@@ -24,6 +24,8 @@ def step_record(run: Run, result: StepResult, tokens_per_second: float, peak_flo
     names = [source.name for source in run.sources]
     stage = next(stage for stage in run.config.stages if stage.name == result.stage)
     flops = run.engine.model.flops_per_token(stage.seq_len) * tokens_per_second
+    if run.engine.teacher is not None:
+        flops += run.engine.teacher.flops_per_token(stage.seq_len) * result.distilled_tokens / result.seconds
     nll: dict[str, float] = dict(zip(names, result.nll_by_source, strict=True))
     targets: dict[str, int] = dict(zip(names, result.target_tokens_by_source, strict=True))
     planned = run.order.planned_tokens(run.position)
@@ -49,9 +51,16 @@ def step_record(run: Run, result: StepResult, tokens_per_second: float, peak_flo
         "planned_tokens": by_source(planned),
         "realised_tokens": by_source(realised),
         **_strata(names, _losses(nll, targets), planned, realised),
+        **_distillation(run, result),
         **_skipped(run),
         "time": time.time(),
     }
+
+
+def _distillation(run: Run, result: StepResult) -> dict[str, Any]:
+    if run.distillation is None:
+        return {}
+    return {"distillation_kl": result.distillation_kl, "distilled_tokens": result.distilled_tokens}
 
 
 def _skipped(run: Run) -> dict[str, int]:

@@ -32,6 +32,7 @@ from cpt_dist.plans_of_run import all_plans, all_stages
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.training.forking import parent_of, with_beginning
 from cpt_dist.training.growth import sources_and_order
+from cpt_dist.training.teacher_files import check_teacher_files
 
 
 def open_sources(config: CptConfig) -> list[Source]:
@@ -144,6 +145,7 @@ def check_files(config: CptConfig) -> None:
                 stage_ropes(read_model_config(config.model.path), stages)
             except UserError as error:
                 problems.extend(line for one in error.problems if (line := where + one) not in problems)
+        collect(check_teacher_files, config, world_size)
         collect(check_order)
     collect(check_shard_size, config.engine.shard_size, world_size)
     if problems:

@@ -39,6 +39,8 @@ class ProgressDisplay(Callback):
             return
         speed = result.input_tokens / result.seconds
         rate = f"lr {result.learning_rate:.2e} · {speed:,.0f} tokens/s"
+        if result.distillation_kl is not None:
+            rate = f"kl {result.distillation_kl:.2e} · {rate}"
         self._bar.update(
             self._task, completed=result.step, description=result.stage, loss=f"{result.loss:.4f}", rate=rate
         )

@@ -36,6 +36,7 @@ from cpt_dist.model.rope import StageRope, stage_ropes
 from cpt_dist.model.rope_switch import rope_of, set_rope
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.schedules import run_learning_rate
+from cpt_dist.training.distillation import Distillation
 from cpt_dist.training.guards import Guards
 from cpt_dist.training.own_time import OwnTime
 
@@ -73,6 +74,10 @@ class StepResult:
     """Some rank knows that the checkpoint written in the background has failed."""
     record_failed: bool = False
     """Rank 0 could not write to metrics.jsonl."""
+    distilled_tokens: int = 0
+    """Tokens that were distilled from a teacher."""
+    sum_of_kl: float = 0.0
+    """KL(teacher || model) of them together, in nats."""
 
     @property
     def stop_requested(self) -> bool:
@@ -83,6 +88,11 @@ class StepResult:
     def loss(self) -> float:
         """Mean nll of a target token, in nats."""
         return sum(self.nll_by_source) / max(1, self.target_tokens)
+
+    @property
+    def distillation_kl(self) -> float | None:
+        """Mean KL(teacher || model) of a distilled token, in nats; None where none was distilled."""
+        return self.sum_of_kl / self.distilled_tokens if self.distilled_tokens else None
 
     @property
     def target_tokens(self) -> int:
@@ -106,6 +116,8 @@ class StepBatches:
     """Time that this rank waited for the micro-batches."""
     skipped: bool = False
     """The ledger skips the step: nothing is read."""
+    num_distilled_tokens: int = 0
+    """Of all ranks together."""
 
 
 @dataclass
@@ -202,6 +214,10 @@ class Run:
     """What evaluations of this job have read from files, by what it is; see `gate_measurements.py`."""
     edges: Any = None
     """The `StageEdges` of the job."""
+    distillation: Distillation | None = None
+    """What is distilled from the engine's teacher, if it has one."""
+    teacher: dict[str, str] | None = None
+    """Path and fingerprint of the teacher."""
 
     def __post_init__(self) -> None:
         self.own_time = OwnTime(self.config.health.probe_every_steps, self.world.device)
@@ -308,12 +324,15 @@ class Run:
                 micro_batches = next(batches)
             except UserError as raised:
                 error = raised
-            targets = sum(batch.num_target_tokens for batch in micro_batches if self.engine.context.now.counts)
+            counted = micro_batches if self.engine.context.now.counts else []
+            targets = sum(batch.num_target_tokens for batch in counted)
+            distilled = sum(self.distillation.count(batch) for batch in counted) if self.distillation else 0
             self.activity.enter("meeting")
-            totals = self.world.sum(torch.tensor([targets, int(error is not None)]))
+            totals = self.world.sum(torch.tensor([targets, int(error is not None), distilled]))
             if totals[1]:
                 raise error or UserError("another rank can't read its data; its own message says why")
-            yield StepBatches(micro_batches, max(1, int(totals[0])), loader.wait_seconds - waited)
+            wait = loader.wait_seconds - waited
+            yield StepBatches(micro_batches, max(1, int(totals[0])), wait, num_distilled_tokens=int(totals[2]))
             waited = loader.wait_seconds
 
     @cached_property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from cpt_dist.plans_of_run import all_stages
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.training.branches import give_up_branches
 from cpt_dist.training.callbacks import default_callbacks
+from cpt_dist.training.distillation import Distillation, add_teacher
 from cpt_dist.training.first_rank import on_first
 from cpt_dist.training.forking import Parent, keep_fork, parent_of, read_fork, start_entry
 from cpt_dist.training.gate_measurements import prepare
@@ -47,6 +48,7 @@ from cpt_dist.training.preflight import open_sources
 from cpt_dist.training.run import Run, Totals
 from cpt_dist.training.stage_edges import StageEdges
 from cpt_dist.training.take_down import take_down
+from cpt_dist.training.teacher_files import check_same_teacher, teacher_identity
 
 
 def set_up(config: CptConfig, world: World) -> Run:
@@ -60,6 +62,9 @@ def set_up(config: CptConfig, world: World) -> Run:
     if step is not None and step == store.steps()[-1]:
         on_first(world, store.retire_rest)
         store.tidy()
+    teacher = on_first(world, lambda: teacher_identity(config))
+    if step is not None:
+        check_same_teacher(teacher, store.trainer(step))
     parent = _parent(config, world) if step is None else None
     continued = None if config.start_at_stage is not None else parent
     saved = store.trainer(step) if step is not None else continued.saved if continued is not None else None
@@ -76,6 +81,7 @@ def set_up(config: CptConfig, world: World) -> Run:
     names = [model.hf_name(name) for name, _ in model.named_parameters()]
     check_trainable([(stage.name, stage.trainable) for stage in all_stages(config)], names)
     engine = build_engine(model, config, world, dtype)
+    add_teacher(engine, config)
     run = Run(
         config=replace(config, stages=stages),
         given=config,
@@ -90,6 +96,8 @@ def set_up(config: CptConfig, world: World) -> Run:
         saver=Saver(store, config.checkpoint.asynchronous, world.local_size),
         base_rope=rope_of(model),
         totals=Totals.zero(len(sources)),
+        distillation=Distillation(config, sources) if config.distillation is not None else None,
+        teacher=teacher,
     )
     position = saved["position"] if saved is not None else 0
     engine.context.enter(run.config, order.stage_of(min(position, order.num_samples - 1)))
@@ -198,6 +206,12 @@ def _by_present_source(totals: dict[str, Any], saved: list[str], present: list[s
     return result
 
 
+def _distillation_record(run: Run) -> dict[str, Any]:
+    if run.given.distillation is None or run.teacher is None:
+        return {}
+    return {"distillation": asdict(run.given.distillation) | {"teacher": run.teacher}}
+
+
 def _announce(run: Run, precision_reason: str, resumed_step: int | None, grown: LedgerEntry | None) -> None:
     if not run.world.is_first:
         return
@@ -220,6 +234,7 @@ def _announce(run: Run, precision_reason: str, resumed_step: int | None, grown: 
         "order": run.order.fingerprint,
         "num_steps": run.num_steps,
         **({"forked_from": run.parent} if run.parent is not None else {}),
+        **_distillation_record(run),
         "versions": {"cpt_dist": cpt_dist.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     run.directory.append_metrics(record)

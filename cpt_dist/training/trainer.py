@@ -126,10 +126,11 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
     num_sources = len(run.sources)
     batch_samples = run.order.stages[index].batch_samples
     sums = torch.zeros(7, num_sources, dtype=torch.float64)
+    distillation = run.distillation.of_step(batches.num_distilled_tokens) if run.distillation else None
     suspects: list[str] = []
     for number, batch in enumerate(batches.micro_batches, start=1):
         last = number == len(batches.micro_batches)
-        nll = engine.forward_backward(batch, batches.num_target_tokens, last).cpu()
+        nll = engine.forward_backward(batch, batches.num_target_tokens, last, distillation).cpu()
         joined = batch.joined_tokens(stage.seq_len)
         by_row = (torch.ones_like(batch.row_sources), batch.skipped_pieces, batch.skipped_tokens, joined)
         for row, counts in enumerate(by_row):
@@ -146,9 +147,10 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
     own_times = torch.zeros(world.size, len(OWN_TIME), dtype=torch.float64)
     own_times[world.rank] = torch.tensor(run.own_time.measured(run.activity, batches.wait_seconds, run.step))
     votes = _votes(run)
-    parts = (sums, own_times, votes)
+    kl = torch.tensor([distillation.kl if distillation else 0.0], dtype=torch.float64)
+    parts = (sums, own_times, votes, kl)
     shared = world.sum(torch.cat([part.flatten() for part in parts])).cpu().split([part.numel() for part in parts])
-    sums, own_times, votes = (one.view(part.shape) for one, part in zip(shared, parts, strict=True))
+    sums, own_times, votes, kl = (one.view(part.shape) for one, part in zip(shared, parts, strict=True))
     run.activity.enter("optimizer")
     loss = float(sums[0].sum() / max(1.0, float(sums[1].sum())))
     rate = run.learning_rate(index, run.progress(index, run.position + batch_samples))
@@ -180,6 +182,8 @@ def train_step(run: Run, index: int, stage: StageConfig, batches: StepBatches) -
         skipped=skipped,
         save_failed=bool(votes[-2] > 0),
         record_failed=bool(votes[-1] > 0),
+        distilled_tokens=batches.num_distilled_tokens,
+        sum_of_kl=float(kl),
     )
 
 

@@ -78,11 +78,11 @@ def record_samples(run, pause, job=0):
 def inject(run, faults):
     forward_backward = run.engine.forward_backward
 
-    def faulty(batch, divisor, last):
+    def faulty(batch, divisor, last, *distillation):
         fault = faults.get(str(run.step + 1), {})
         if fault.get("rank") != run.world.rank:
-            return forward_backward(batch, divisor, last)
-        nll = forward_backward(batch, divisor * float(fault.get("divisor", 1)), last)
+            return forward_backward(batch, divisor, last, *distillation)
+        nll = forward_backward(batch, divisor * float(fault.get("divisor", 1)), last, *distillation)
         return nll * float(fault.get("nll", 1))
 
     run.engine.forward_backward = faulty
