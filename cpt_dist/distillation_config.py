@@ -21,7 +21,7 @@ class DistillationConfig:
     """A frozen teacher whose distribution of the next token the model is held to (docs/training.md)."""
 
     weight: float = 1.0
-    """Factor of temperature² x the mean over the step's distilled tokens of KL(teacher || model), which is added to the
+    """Factor of temperature² x the mean over the step's distilled tokens of KL(teacher ‖ model), which is added to the
     loss."""
     temperature: float = 1.0
     """Logits of both models are divided by it; above 1 the unlikely words count for more."""

@@ -32,12 +32,13 @@ def test_a_stage_without_replay_takes_all_that_there_is(share):
 def test_what_would_make_it_another_training_is_taken_out():
     more = ["evaluation.during_training=true", "evaluation.every_steps=4", "replay.rule=bounded"]
     more += ["forgetting.max_bpb_increase=0.01", "stages.0.curriculum={name: gradual, start: {sotu: 1}}"]
-    more += ["stages.0.gate={margins: {held_out: {macro: 0.1}}}"]
+    more += ["stages.0.gate={margins: {held_out: {macro: 0.1}}}", "distillation.weight=0.5"]
     arm = composed([*DEMO, *more, "data.sources.sotu.max_epochs=0.5"])
     assert arm.stages[0].curriculum is None
     assert arm.stages[0].gate is None
     assert arm.replay.rule == "off"
     assert arm.forgetting.max_bpb_increase is None
+    assert arm.distillation is None
     assert arm.data.sources["sotu"].max_epochs is None
 
 

@@ -15,6 +15,7 @@ from cpt_dist.kernels_config import KernelsConfig, kernel_problems
         ),
         ({"rope": "liger"}, "auto", "kernels.rope: 'liger' is unknown"),
         ({"linear_cross_entropy": "model"}, "auto", "kernels.linear_cross_entropy: 'model' is unknown"),
+        ({"linear_kl": "cut_cross_entropy"}, "auto", "kernels.linear_kl: 'cut_cross_entropy' is unknown; it is auto,"),
         ({"adamw": "model"}, "auto", "kernels.adamw: 'model' is unknown; it is torch, triton or auto"),
         ({"attention": "sdpa"}, "auto", "kernels.attention: 'sdpa' is unknown"),
         ({"attention": "triton"}, "flash_attn", "kernels.attention: 'triton' contradicts model.attention 'flash_attn'"),

@@ -18,6 +18,12 @@ def test_a_null_group_is_made_with_its_defaults(words):
     assert (curriculum.name, curriculum.start, curriculum.shape) == ("gradual", {"sotu": 1}, "linear")
 
 
+def test_distillation_is_null_until_a_word_asks_for_it():
+    assert composed(["experiment=demo"]).distillation is None
+    asked = composed(["experiment=demo", "distillation.weight=0.5"]).distillation
+    assert (asked.weight, asked.temperature, asked.tokens, asked.teacher) == (0.5, 1.0, "replay", None)
+
+
 def test_a_null_group_inside_a_mapping_is_made():
     words = ["data.sources.sotu.strata={by: length, edges: [100]}", "data.sources.sotu.strata.names=[short,long]"]
     strata = composed(["experiment=demo", *words]).data.sources["sotu"].strata

@@ -42,7 +42,7 @@ class StepDistillation:
     """Distilled tokens of the whole step over all ranks and micro-batches, over the weight of the distillation."""
     temperature: float
     kl: float = 0.0
-    """Sum of KL(teacher || model), in nats, over the tokens that this rank has computed so far."""
+    """Sum of KL(teacher ‖ model), in nats, over the tokens that this rank has computed so far."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Whether the weights fit the architecture is not known here; `cpt_dist.model.load
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ def max_positions(config: dict[str, Any]) -> int | None:
     """Tokens of the longest sequence that a config.json declares, or None where it declares no limit."""
     declared = [config[key] for key in POSITION_KEYS if isinstance(config.get(key), int)]
     return declared[0] if declared else None
+
+
+def num_weights(folder: str | Path) -> int:
+    """Weights in a model folder's safetensors, by their headers. Raises UserError where one is damaged."""
+    total = 0
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with path.open("rb") as handle:
+                header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+            total += sum(prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
+        except (OSError, OverflowError, MemoryError, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"model.path: '{path}' has no header of safetensors; fetch the model again") from None
+    return total
 
 
 def model_fingerprint(folder: str | Path) -> str:

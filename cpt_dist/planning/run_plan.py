@@ -24,6 +24,7 @@ from cpt_dist.evaluation_schedule import is_due
 from cpt_dist.model.folder import read_model_config
 from cpt_dist.nested_mixture import names_strata, outer_mixture
 from cpt_dist.planning.data_plan import NUM_RATES, open_manifests, plan_data, timeline
+from cpt_dist.planning.distillation_plan import plan_distillation
 from cpt_dist.planning.rope_plan import plan_ropes
 from cpt_dist.plans_of_run import all_plans, all_stages
 from cpt_dist.schedule_config import SCHEDULES, ScheduleConfig
@@ -87,6 +88,7 @@ def plan_run(config: CptConfig) -> dict[str, Any]:
             name: getattr(config.checkpoint, name) for name in ("keep_last", "keep_every", "keep_best", "keep_best_of")
         },
         "stages": stages,
+        "distillation": plan_distillation(config, stages),
         "alternatives": _alternatives(given, missing) if what != "rope" else [],
         "data": data,
         "missing": missing,

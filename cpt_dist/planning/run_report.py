@@ -238,6 +238,15 @@ def _facts(plan: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "Steps", _count(total["steps"]), f"{len(plan['stages'])} stage{'s' * (len(plan['stages']) > 1)}"
     yield "Checkpoints", _count(total["checkpoints"]), _kept(plan["keeps"])
     yield "Evaluations", _count(total["evaluations"]), "inside the job"
+    if plan["distillation"] is not None:
+        yield _distillation(plan["distillation"])
+
+
+def _distillation(cost: dict[str, Any]) -> tuple[str, str, str]:
+    number = _NONE if cost["extra_flops"] is None else f"+{cost['extra_flops']:.1%}"
+    read = "an unknown part" if cost["share_of_tokens"] is None else f"{cost['share_of_tokens']:.1%}"
+    weights = "" if cost["teacher_weights"] is None else f" of {quantity(cost['teacher_weights'])} weights"
+    return "FLOPs of distillation", number, f"a teacher{weights} reads {read} of the tokens"
 
 
 def _kept(keeps: dict[str, Any]) -> str:

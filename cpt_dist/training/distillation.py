@@ -1,6 +1,6 @@
 """Learning without forgetting (Li and Hoiem, arXiv 1606.09282): a part of a run's tokens is held to a frozen teacher.
 
-The loss of a step is its mean nll plus weight x temperature² x the mean of KL(teacher || model) over its distilled
+The loss of a step is its mean nll plus weight x temperature² x the mean of KL(teacher ‖ model) over its distilled
 tokens; both means are over the whole step, so ranks, micro-batches and packing change nothing. A step without distilled
 tokens is one without distillation, and the teacher isn't asked.
 """

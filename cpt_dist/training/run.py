@@ -77,7 +77,7 @@ class StepResult:
     distilled_tokens: int = 0
     """Tokens that were distilled from a teacher."""
     sum_of_kl: float = 0.0
-    """KL(teacher || model) of them together, in nats."""
+    """KL(teacher ‖ model) of them together, in nats."""
 
     @property
     def stop_requested(self) -> bool:
@@ -91,7 +91,7 @@ class StepResult:
 
     @property
     def distillation_kl(self) -> float | None:
-        """Mean KL(teacher || model) of a distilled token, in nats; None where none was distilled."""
+        """Mean KL(teacher ‖ model) of a distilled token, in nats; None where none was distilled."""
         return self.sum_of_kl / self.distilled_tokens if self.distilled_tokens else None
 
     @property

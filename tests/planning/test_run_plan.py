@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from cpt_dist.config import AlternativeConfig, CurriculumConfig, RopeConfig, ScheduleConfig, StageConfig
 from cpt_dist.data.prepare import prepare
+from cpt_dist.distillation_config import DistillationConfig
 from cpt_dist.errors import UserError
 from cpt_dist.gate_config import GateConfig
 from cpt_dist.model.rope import dimension_ranges, inverse_frequencies, stage_ropes
@@ -72,6 +74,23 @@ def test_stages_are_laid_end_to_end_in_whole_steps(config):
     assert domain["checkpoints"] + long["checkpoints"] == [14, 28, 40, 42, 44]
     assert domain["evaluations"] + long["evaluations"] == [0, 20, 40, 44]
     assert domain["ranks"] is None
+
+
+def test_the_cost_of_a_teacher_is_that_of_the_tokens_that_it_reads(config, tmp_path):
+    assert plan_run(config)["distillation"] is None
+    config.distillation, config.data.sources["news"].role = DistillationConfig(), "replay"
+    share = 0.5 * 10240 / (10240 + 4096)  # the first stage goes from 80% to 20%, the second reads none
+    cost = plan_run(config)["distillation"]
+    assert cost["share_of_tokens"] == pytest.approx(share, abs=0.01)
+    assert cost["extra_flops"] == pytest.approx(cost["share_of_tokens"] / 3)
+    for name, words in (("model", 30), ("teacher", 60)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        save_file({"a": np.zeros((words, 4), np.float16)}, tmp_path / name / "model.safetensors", {"format": "pt"})
+    config.distillation = DistillationConfig(tokens="all", teacher=str(tmp_path / "teacher"))
+    plan = plan_run(config)
+    assert plan["distillation"]["extra_flops"] == pytest.approx(2 / 3)
+    assert plan["distillation"]["teacher_weights"] == 240
+    assert "+66.7%" in render_html(plan)
 
 
 def test_a_stopped_plan_has_the_checkpoints_and_evaluations_of_this_job_alone(config):

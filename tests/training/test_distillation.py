@@ -131,6 +131,8 @@ def test_a_teacher_that_is_the_model_itself_changes_nothing(base, tmp_path):
     assert record["distilled_tokens"] == record["target_tokens"]
     assert "distillation_kl" not in plain
     assert record["loss"] == plain["loss"]
+    work, without = (one["mfu"] * one["seconds"] for one in (record, plain))
+    assert work / without == pytest.approx(1 + record["distilled_tokens"] / record["tokens"] / 3)
     expected, found = weights(tmp_path / "plain", 1), weights(tmp_path / "taught", 1)
     for name, weight in expected.items():
         if name.startswith("optimizer.exp_avg."):
