@@ -17,6 +17,8 @@ from cpt_dist.engine.build import build_engine
 from cpt_dist.engine.teacher import StepDistillation, Teacher, needed_pieces
 from cpt_dist.errors import UserError
 from cpt_dist.model.load import load_model
+from cpt_dist.training.distillation import Distillation
+from cpt_dist.training.preflight import open_sources
 from tests.helpers import in_process, models, tiny_run
 
 WEIGHT, TEMPERATURE = 0.7, 2.0
@@ -118,6 +120,11 @@ def base(tmp_path_factory):
     return folder, config
 
 
+def test_a_step_is_divided_by_its_distilled_tokens_over_the_weight(base):
+    config = in_process.typed(base[1], "unused", distillation={"weight": 4.0})
+    assert Distillation(config, open_sources(config)).of_step(10).divisor == 2.5
+
+
 def weights(run_dir, step):
     reader = SafeReader(run_dir / "checkpoints" / f"step-{step:08d}" / "state")
     return {name: reader.tensor(name) for name in sorted(reader.tensor_shapes())}
@@ -154,6 +161,9 @@ def test_only_replay_is_distilled_where_the_teacher_knows_the_position_and_micro
     replay = [record["realised_tokens"]["general"] for record in runs[0]]
     read = [after - before for before, after in zip([0, *replay], replay, strict=False)]
     assert 0 in read
+    assert (
+        next(one["distillation_kl"] for one in runs[0] if one["distilled_tokens"]) > 0.1
+    )  # another model, from the start
     for record, tokens in zip(runs[0], read, strict=True):
         assert (record["distilled_tokens"] > 0) == (tokens > 0)
         assert record["distilled_tokens"] <= tokens / 2  # the teacher knows 32 of the 64 positions in a row
