@@ -125,7 +125,7 @@ class LossHead(nn.Linear):
         capped = self.softcap is not None or teacher.softcap is not None
         try:
             spec = Spec(device, str(dtype).removeprefix("torch."), frozenset({"softcap"} if capped else ()))
-            choose("linear_kl", self.distillation_backend, spec, self.strict, record=False)
+            choose("linear_kl", self.distillation_backend, spec, self.strict)  # recorded: it is for training
         except KernelRefusedError as error:
             raise UserError(f"kernels.linear_kl: '{self.distillation_backend}': {error}; set it to auto") from None
 

@@ -75,6 +75,7 @@ def set_up(config: CptConfig, world: World) -> Run:
     world.barrier()  # a rank that read the ledger after the entry was written would see no growth
     if grown is not None or (step is None and order.entries):
         on_first(world, lambda: write_ledger(directory.ledger, order.entries))
+    distillation = Distillation(config, sources) if config.distillation is not None else None
     dtype, reason = resolve_precision(config.engine.precision, world.device)
     compute = (world.device.type, dtype)
     model = load_model(config.model, torch.float32, config.kernels, compute)
@@ -96,7 +97,7 @@ def set_up(config: CptConfig, world: World) -> Run:
         saver=Saver(store, config.checkpoint.asynchronous, world.local_size),
         base_rope=rope_of(model),
         totals=Totals.zero(len(sources)),
-        distillation=Distillation(config, sources) if config.distillation is not None else None,
+        distillation=distillation,
         teacher=teacher,
     )
     position = saved["position"] if saved is not None else 0

@@ -44,13 +44,15 @@ def check_teacher_files(config: CptConfig, world_size: int) -> None:
     folder = config.distillation.teacher
     with said_of_the_teacher():
         described = check_model_folder(folder)
-        problems = context_rank_problems(config, world_size, described)
+        base = read_model_config(config.model.path)
+        of_base = context_rank_problems(config, world_size, base)
+        problems = [one for one in context_rank_problems(config, world_size, described) if one not in of_base]
         if tokenizer_fingerprint(folder) != tokenizer_fingerprint(config.data.tokenizer):
             problems.append(
                 f"the tokenizer of '{folder}' isn't that of '{config.data.tokenizer}' (data.tokenizer); give a teacher "
                 "with the same one"
             )
-        ours, theirs = _words(read_model_config(config.model.path)), _words(described)
+        ours, theirs = _words(base), _words(described)
         if ours != theirs:
             problems.append(
                 f"'{folder}' has {theirs} words in its vocabulary and the model {ours}; give a teacher with as many"

@@ -161,9 +161,7 @@ def test_only_replay_is_distilled_where_the_teacher_knows_the_position_and_micro
     replay = [record["realised_tokens"]["general"] for record in runs[0]]
     read = [after - before for before, after in zip([0, *replay], replay, strict=False)]
     assert 0 in read
-    assert (
-        next(one["distillation_kl"] for one in runs[0] if one["distilled_tokens"]) > 0.1
-    )  # another model, from the start
+    assert next(one["distillation_kl"] for one in runs[0] if one["distilled_tokens"]) > 0.01
     for record, tokens in zip(runs[0], read, strict=True):
         assert (record["distilled_tokens"] > 0) == (tokens > 0)
         assert record["distilled_tokens"] <= tokens / 2  # the teacher knows 32 of the 64 positions in a row
