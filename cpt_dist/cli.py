@@ -7,7 +7,6 @@ on this way.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -31,15 +30,34 @@ from cpt_dist.cluster.health import RankLostError
 from cpt_dist.cluster.start_folder import record_outcome, redirect_output
 from cpt_dist.config import CptConfig
 from cpt_dist.control_arm import control_arm
-from cpt_dist.errors import UserError, nearest
+from cpt_dist.errors import UserError
+from cpt_dist.launcher_help import help_text
 from cpt_dist.optional_groups import reach_into_optional_groups
+from cpt_dist.override_problems import (
+    CONFIG_DIR,
+    FLAGS_WITH_VALUE,
+    check_words,
+    config_folders,
+    config_groups,
+    flags_first,
+    key_of,
+    one_line,
+    overrides_in,
+    with_missing_run,
+)
 from cpt_dist.process_end import end_process
 from cpt_dist.validation import validate
 
-CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 EXIT_USER_ERROR = 2
 EXIT_FAILURE = 1
-_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+EXIT_INTERRUPTED = 130
+"""What a shell says of a program that Ctrl-C ended."""
+_STORAGE_ERRORS = dict.fromkeys(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
+    "make room or give write access, and start again: what was whole stays",
+)
+_PATH_ERRORS = dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG), "give another path")
+_FIXES = {**_STORAGE_ERRORS, **_PATH_ERRORS}
 
 
 def run(
@@ -60,9 +78,13 @@ def run(
     redirect_output(os.environ)
     rank = int(os.environ.get("RANK", 0))
     sys.argv[1:] = [word for word in sys.argv[1:] if not re.fullmatch(r"--local[_-]rank(=\d+)?", word)]
-    sys.argv[1:] = [_lengthened(word, short or {}) for word in _keyed(sys.argv[1:], words)]
+    sys.argv[1:] = flags_first([_lengthened(word, short or {}) for word in _keyed(sys.argv[1:], words)])
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        if rank == 0:
+            print(help_text(Path(sys.argv[0]).name, main.__globals__["__doc__"], needs, short or {}, words), flush=True)
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and leaving with 1
-    overrides = _overrides(sys.argv[1:])
+    overrides = overrides_in(sys.argv[1:])
     _register_schema()
     composed = False
 
@@ -75,28 +97,31 @@ def run(
             if rank == 0:
                 record_outcome(os.environ, 0, "finished")
         except UserError as error:  # here, since Hydra writes a preamble of its own on an exception of the task
-            _leave(error.problems, rank, same_on_all_ranks=not composed)
+            _leave(with_missing_run(error.problems, overrides), rank, same_on_all_ranks=not composed)
+        except KeyboardInterrupt:
+            _leave_interrupted(rank)
         except RankLostError as error:
             traceback.print_exc()
             for line in error.lines:
                 print(f"error (rank {rank}): {line}", file=sys.stderr, flush=True)
             end_process(EXIT_FAILURE)
         except OSError as error:
-            if error.errno not in _STORAGE_ERRORS:
+            if error.errno not in _FIXES:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            problem = f"{where}{error.strerror}; make room or give write access, and start again: what was whole stays"
-            _leave([problem], rank, same_on_all_ranks=False)
+            _leave([f"{where}{error.strerror}; {_FIXES[error.errno]}"], rank, same_on_all_ranks=False)
 
     try:
-        _check_overrides(overrides)
+        check_words(sys.argv[1:])
         hydra.main(config_path=str(CONFIG_DIR), config_name="config", version_base="1.3")(task)()
     except UserError as error:
         _leave(error.problems, rank, same_on_all_ranks=not composed)
     except (HydraException, OmegaConfBaseException) as error:
         if composed:
             raise
-        _leave([_one_line(error)], rank, same_on_all_ranks=True)
+        _leave([one_line(error)], rank, same_on_all_ranks=True)
+    except KeyboardInterrupt:
+        _leave_interrupted(rank)
 
 
 def _register_schema() -> None:
@@ -106,7 +131,7 @@ def _register_schema() -> None:
 
 def _keyed(arguments: list[str], keys: Sequence[str]) -> list[str]:
     """`arguments` with the plain words among them turned into key=word."""
-    values = {index + 1 for index, word in enumerate(arguments) if word in _FLAGS_WITH_VALUE}
+    values = {index + 1 for index, word in enumerate(arguments) if word in FLAGS_WITH_VALUE}
     free = iter(keys)
     result = []
     for index, word in enumerate(arguments):
@@ -118,11 +143,11 @@ def _keyed(arguments: list[str], keys: Sequence[str]) -> list[str]:
 
 def composed(words: list[str], needs: Iterable[str] = ()) -> CptConfig:
     """The checked configuration of the command line `words`, as `run` would hand it to a script."""
-    overrides = _overrides(words)
-    folders = [word.split("=", 1)[1] for word in words if word.startswith("--config-dir=")]
-    _check_overrides(overrides)
+    overrides = overrides_in(words)
+    check_words(words)
     _register_schema()
-    search_path = f"hydra.searchpath={json.dumps([f'file://{Path(folder).resolve()}' for folder in folders])}"
+    folders = [f"file://{Path(folder).resolve()}" for folder in config_folders(words)]
+    search_path = f"hydra.searchpath={json.dumps(folders)}"
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         composition = hydra.compose("config", overrides=[*overrides, search_path])
     return _checked(_typed(_on_saved_config(composition, overrides), tuple(needs)))
@@ -145,14 +170,23 @@ def user_mistakes() -> Iterator[None]:
     except UserError as error:
         _leave(error.problems, rank=0, same_on_all_ranks=True)
     except (HydraException, OmegaConfBaseException) as error:
-        _leave([_one_line(error)], rank=0, same_on_all_ranks=True)
+        _leave([one_line(error)], rank=0, same_on_all_ranks=True)
 
 
 def _lengthened(word: str, short: Mapping[str, str]) -> str:
     key, equals, value = word.partition("=")
-    if value in _groups().get(key, ()):  # model=smollm2 chooses configs/model/smollm2.yaml, model=FOLDER is a folder
+    if value in config_groups().get(
+        key, ()
+    ):  # model=smollm2 chooses configs/model/smollm2.yaml, model=FOLDER is a folder
         return word
     return f"{short[key]}={value}" if equals and key in short else word
+
+
+def _leave_interrupted(rank: int) -> typing.NoReturn:
+    if rank == 0:
+        print("interrupted; what was finished stays: start again to go on", file=sys.stderr, flush=True)
+    record_outcome(os.environ, EXIT_INTERRUPTED, "interrupted")
+    end_process(EXIT_INTERRUPTED)
 
 
 def _leave(problems: list[str], rank: int, same_on_all_ranks: bool) -> typing.NoReturn:
@@ -162,26 +196,6 @@ def _leave(problems: list[str], rank: int, same_on_all_ranks: bool) -> typing.No
             print(prefix + problem, file=sys.stderr, flush=True)
     record_outcome(os.environ, EXIT_USER_ERROR, "error")
     end_process(EXIT_USER_ERROR)
-
-
-_FLAGS_WITH_VALUE = {
-    "-c",
-    "--cfg",
-    "-p",
-    "--package",
-    "-cn",
-    "--config-name",
-    "-cp",
-    "--config-path",
-    "-cd",
-    "--config-dir",
-}
-
-
-def _overrides(words: list[str]) -> list[str]:
-    """The words that are neither a flag nor a flag's value."""
-    values = {index + 1 for index, word in enumerate(words) if word in _FLAGS_WITH_VALUE}
-    return [word for index, word in enumerate(words) if index not in values and not word.startswith("-")]
 
 
 def _missing_keys(node: Any, path: str = "") -> list[str]:
@@ -207,7 +221,7 @@ def _typed(composition: DictConfig, needs: tuple[str, ...]) -> CptConfig:
 
 def _on_saved_config(composition: DictConfig, overrides: list[str]) -> DictConfig:
     """`run_dir=X` alone means: go on with the configuration saved there, changed by the other overrides."""
-    keys = [_key(word) for word in overrides]
+    keys = [key_of(word) for word in overrides]
     if "run_dir" not in keys or "experiment" in keys:
         return composition
     saved_path = Path(composition.run_dir) / "config.yaml"
@@ -219,81 +233,3 @@ def _on_saved_config(composition: DictConfig, overrides: list[str]) -> DictConfi
         target = "stages" if key == "stage" else key
         OmegaConf.update(saved, target, OmegaConf.select(composition, target), merge=False, force_add=True)
     return saved
-
-
-def _key(override: str) -> str:
-    return override.split("=", 1)[0].lstrip("+~").split("@")[0]
-
-
-def _groups() -> dict[str, list[str]]:
-    folders = [path for path in sorted(CONFIG_DIR.iterdir()) if path.is_dir()]
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
-
-
-def _check_overrides(overrides: list[str]) -> None:
-    """Check the key of every override against the schema, and the choice of every group against the files."""
-    groups = _groups()
-    problems = []
-    for word in overrides:
-        key, equals, value = word.lstrip("+~").partition("=")
-        key = key.split("@")[0]
-        if not equals:
-            problems.append(f"'{word}' is not an override; write it as key=value")
-        elif key.startswith("hydra.") or key.startswith("hydra/"):
-            continue
-        elif key in groups:
-            chosen = [choice.strip() for choice in value.split(",")]
-            unknown = [c for c in chosen if c not in groups[key] and c != "null" and not _own_config(key, c)]
-            problems += [f"{key}={choice}: no such {key}; {nearest(choice, groups[key])}" for choice in unknown]
-        else:
-            problem = _unknown_key(key.split("."), CptConfig, [])
-            if problem:
-                problems.append(f"{word}: {problem}")
-    if problems:
-        raise UserError(problems)
-
-
-def _own_config(group: str, choice: str) -> bool:
-    folders = [sys.argv[i + 1] for i, word in enumerate(sys.argv[:-1]) if word in ("--config-dir", "-cd")]
-    folders += [word.split("=", 1)[1] for word in sys.argv if word.startswith("--config-dir=")]
-    return any((Path(folder) / group / f"{choice}.yaml").is_file() for folder in folders)
-
-
-def _unknown_key(parts: list[str], schema: Any, path: list[str]) -> str | None:
-    if not parts or schema is Any:
-        return None
-    origin, arguments = typing.get_origin(schema), typing.get_args(schema)
-    if type(None) in arguments:
-        return _unknown_key(parts, next(a for a in arguments if a is not type(None)), path)
-    if origin in (dict, list):
-        return _unknown_key(parts[1:], arguments[-1], [*path, parts[0]])
-    if dataclasses.is_dataclass(schema):
-        hints = typing.get_type_hints(schema)
-        if parts[0] not in hints:
-            known = list(hints) + (list(_groups()) if not path else [])
-            where = f"'{'.'.join(path)}' has no key '{parts[0]}'" if path else f"there is no key '{parts[0]}'"
-            return f"{where}; {nearest(parts[0], known)}"
-        return _unknown_key(parts[1:], hints[parts[0]], [*path, parts[0]])
-    return f"'{'.'.join(path)}' is a single value and has no key '{parts[0]}'"
-
-
-def _one_line(error: BaseException) -> str:
-    """Hydra's and OmegaConf's messages, with the nearest known key, on one line."""
-    text = str(error)
-    cause = error.__cause__
-    key = getattr(error, "full_key", None) or getattr(cause, "full_key", None) or _found(r"full_key: (\S+)", text)
-    key = key and re.sub(r"\[(\d+)\]", r".\1", str(key))
-    unknown = _found(r"Key '([^']+)' (?:not in|is not in struct)", f"{text}\n{cause}")
-    if unknown:
-        problem = _unknown_key((key or unknown).split("."), CptConfig, [])
-        if problem:
-            return f"{key or unknown}: {problem}"
-    first = " ".join(line.strip() for line in text.splitlines() if line.strip() and "object_type" not in line)
-    if error.__cause__ is not None and str(error.__cause__) not in text:
-        first += f": {str(error.__cause__).splitlines()[0]}"
-    return first
-
-
-def _found(pattern: str, text: str) -> str | None:
-    match = re.search(pattern, text)
-    return match[1] if match else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from cpt_dist.config import CptConfig, StageConfig
-from cpt_dist.errors import nearest
+from cpt_dist.errors import nearest_of
 
 ULYSSES = "ulysses"
 METHODS = ("all_gather", "ring", ULYSSES)
@@ -45,10 +45,7 @@ def context_problems(config: CptConfig) -> list[str]:
     problems = [f"{key}: {size} must be at least 1 (1: no sharing)" for key, size in _sizes(config) if size < 1]
     method = config.engine.context_parallel_method
     if method not in METHODS:
-        problems.append(
-            f"engine.context_parallel_method: '{method}' is unknown; {nearest(method, METHODS)} "
-            f"(one of {', '.join(METHODS)})"
-        )
+        problems.append(f"engine.context_parallel_method: '{method}' is unknown; {nearest_of(method, METHODS)}")
     for key, stage in _stages(config):
         size = config.engine.context_parallel if stage.context_parallel is None else stage.context_parallel
         if size > max(1, stage.seq_len):

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cpt_dist.curation_config import StepsConfig
-from cpt_dist.errors import UserError, nearest
+from cpt_dist.errors import UserError, nearest_of
 
 PROFILES: dict[str, dict[str, Any]] = {
     "general": {},
@@ -82,9 +82,7 @@ def resolve_steps(profile: str, overrides: Mapping[str, Any], key: str) -> Steps
     data.sources.law.curation), for an unknown profile, an unknown field and a value of the wrong type.
     """
     if profile not in PROFILES:
-        raise UserError(
-            f"{key}.profile: '{profile}' is unknown; {nearest(profile, PROFILES)} (one of {', '.join(PROFILES)})"
-        )
+        raise UserError(f"{key}.profile: '{profile}' is unknown; {nearest_of(profile, PROFILES)}")
     merged = OmegaConf.merge(OmegaConf.structured(StepsConfig), PROFILES[profile])
     try:
         merged = OmegaConf.merge(merged, dict(overrides))

@@ -31,7 +31,7 @@ from cpt_dist.curation_config import (
     QualityConfig,
     StepsConfig,
 )
-from cpt_dist.errors import nearest
+from cpt_dist.errors import nearest, nearest_of
 
 RELEVANCE_METHODS = ("classifier", "importance")
 MODEL_MEASURES = ("density_ratio", "bits_per_byte", "perplexity_percentile", "relevance_raw", "keywords_per_1000_words")
@@ -42,7 +42,7 @@ def _choice(value: str, allowed: Iterable[str], key: str) -> list[str]:
     allowed = tuple(allowed)
     if value in allowed:
         return []
-    return [f"{key}: '{value}' is unknown; {nearest(value, allowed)} (one of {', '.join(allowed)})"]
+    return [f"{key}: '{value}' is unknown; {nearest_of(value, allowed)}"]
 
 
 def _between(value: float, least: float, most: float, key: str) -> list[str]:

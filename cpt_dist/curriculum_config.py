@@ -10,7 +10,7 @@ import math
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from cpt_dist.errors import nearest
+from cpt_dist.errors import nearest, nearest_of
 
 CURRICULA: dict[str, tuple[str, ...]] = {
     "immediate": (),
@@ -65,8 +65,7 @@ class CurriculumConfig:
 def curriculum_problems(curriculum: CurriculumConfig, mixture: dict[str, Any]) -> list[str]:
     """What is wrong with `curriculum` for a stage of `mixture`; each problem begins with the name of the field."""
     if curriculum.name not in CURRICULA:
-        known = ", ".join(CURRICULA)
-        return [f"name: '{curriculum.name}' is unknown; {nearest(curriculum.name, CURRICULA)} (one of {known})"]
+        return [f"name: '{curriculum.name}' is unknown; {nearest_of(curriculum.name, CURRICULA)}"]
     reads = CURRICULA[curriculum.name]
     problems = [
         f"{name} is not read by '{curriculum.name}' (it reads {', '.join(reads) or 'nothing'}); take it out"

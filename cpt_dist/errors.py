@@ -20,6 +20,14 @@ class UserError(Exception):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that names the known word nearest to `name`, or lists them all where none is near."""
-    options = sorted(known)
+    options = sorted(set(known))
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(options) or 'none'}"
+
+
+def nearest_of(name: str, known: Iterable[str]) -> str:
+    """A clause that names the known word nearest to `name`, if one is near, and lists them all in their order."""
+    options = list(known)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    listed = f"one of {', '.join(options)}"
+    return f"did you mean '{close[0]}'? ({listed})" if close else f"it is {listed}"

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cpt_dist.errors import nearest
+from cpt_dist.errors import nearest, nearest_of
 
 WARN, RAISE_REPLAY, STOP = "warn", "raise_replay", "stop"
 BUDGET_ACTIONS = (WARN, RAISE_REPLAY, STOP)
@@ -61,10 +61,7 @@ def forgetting_problems(
     key, action = "forgetting.max_bpb_increase", forgetting.action
     problems = []
     if action not in BUDGET_ACTIONS:
-        problems.append(
-            f"forgetting.action: '{action}' is unknown; {nearest(action, BUDGET_ACTIONS)} "
-            f"(one of {', '.join(BUDGET_ACTIONS)})"
-        )
+        problems.append(f"forgetting.action: '{action}' is unknown; {nearest_of(action, BUDGET_ACTIONS)}")
     asked = forgetting.max_bpb_increase
     if asked is None:
         if action != WARN:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cpt_dist.errors import nearest
+from cpt_dist.errors import nearest, nearest_of
 from cpt_dist.long_context_config import TASKS
 
 HELD_OUT, SUITES, POSITIONS, LONG_TASKS = "held_out", "suites", "positions", "long_tasks"
@@ -70,15 +70,14 @@ def gate_problems(gate: GateConfig, sources: Collection[str], alternatives: Coll
     for measurement, margins in gate.margins.items():
         if measurement not in MEASUREMENTS:
             problems.append(
-                f"margins: '{measurement}' is no evaluation that a gate knows; {nearest(measurement, MEASUREMENTS)} "
-                f"(one of {', '.join(MEASUREMENTS)})"
+                f"margins: '{measurement}' is no evaluation that a gate knows; {nearest_of(measurement, MEASUREMENTS)}"
             )
         else:
             problems += _margin_problems(measurement, margins, sources)
     for name, allowed in (("against", AGAINST), ("on_fail", ACTIONS), ("on_undecided", ACTIONS)):
         value = getattr(gate, name)
         if value not in allowed:
-            problems.append(f"{name}: '{value}' is unknown; {nearest(value, allowed)} (one of {', '.join(allowed)})")
+            problems.append(f"{name}: '{value}' is unknown; {nearest_of(value, allowed)}")
     if gate.fork_to is not None:
         if FORK not in (gate.on_fail, gate.on_undecided):
             problems.append(f"fork_to: '{gate.fork_to}' is read with on_fail or on_undecided = fork; take it out")
@@ -104,7 +103,7 @@ def _margin_problems(measurement: str, margins: Any, sources: Collection[str]) -
         elif measurement == LONG_TASKS:
             task, _, length = str(name).partition("/")
             if task not in TASKS:
-                yield f"{key}: there is no task '{task}'; {nearest(task, TASKS)} (one of {', '.join(TASKS)})"
+                yield f"{key}: there is no task '{task}'; {nearest_of(task, TASKS)}"
             if not re.fullmatch(r"[1-9]\d*", length):
                 yield f"{key}: '{name}' lacks the tokens of its prompts; write {task}/16384"
         is_number = isinstance(margin, (int, float)) and not isinstance(margin, bool)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
-from cpt_dist.errors import nearest
+from cpt_dist.errors import nearest_of
 
 TASKS = (
     "niah_single_1",
@@ -71,11 +71,7 @@ class LongContextConfig:
 
 def long_context_problems(config: LongContextConfig) -> list[str]:
     """What is wrong whatever the models are; each problem begins with the name of the field."""
-    problems = [
-        f"tasks: '{task}' is unknown; {nearest(task, TASKS)} (one of {', '.join(TASKS)})"
-        for task in config.tasks
-        if task not in TASKS
-    ]
+    problems = [f"tasks: '{task}' is unknown; {nearest_of(task, TASKS)}" for task in config.tasks if task not in TASKS]
     problems += [f"tasks: '{task}' is named twice; take one out" for task in _twice(config.tasks)]
     if config.haystack not in HAYSTACKS:
         problems.append(f"haystack: '{config.haystack}' is unknown; it is one of {', '.join(HAYSTACKS)}")

@@ -30,7 +30,7 @@ class ProbeConfig:
     """Share of training over which the learning rate rises to its peak (Alpaca's)."""
     epochs: float = 3.0
     """How often the examples are read, in whole steps."""
-    batch_tokens: str = "16k"
+    batch_tokens: str = "16384"
     """Tokens of an optimizer step, prompts included; a multiple of seq_len."""
     seq_len: int = 1024
     """Tokens of a row, in which examples are packed without being cut or seeing each other."""

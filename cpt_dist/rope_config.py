@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from cpt_dist.errors import nearest
+from cpt_dist.errors import nearest_of
 
 ROPE_TYPES: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -59,7 +59,7 @@ def rope_problems(rope: RopeConfig) -> list[str]:
         }
         return [f"type: '{rope.type}' is not for training: {why[rope.type]}"]
     if rope.type not in ROPE_TYPES:
-        return [f"type: '{rope.type}' is unknown; {nearest(rope.type, ROPE_TYPES)} (one of {', '.join(ROPE_TYPES)})"]
+        return [f"type: '{rope.type}' is unknown; {nearest_of(rope.type, ROPE_TYPES)}"]
     reads = ROPE_TYPES[rope.type]
     problems = [
         f"{one.name} is not read by '{rope.type}' (it reads {', '.join(reads) or 'nothing'}); take it out"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cpt_dist.errors import nearest
+from cpt_dist.errors import nearest_of
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "constant": (),
@@ -59,16 +59,12 @@ class ScheduleConfig:
 def schedule_problems(schedule: ScheduleConfig) -> list[str]:
     """What is wrong with `schedule`, whatever stage it is of; each problem begins with the name of the field."""
     if schedule.name not in SCHEDULES:
-        return [
-            f"name: '{schedule.name}' is unknown; {nearest(schedule.name, SCHEDULES)} (one of {', '.join(SCHEDULES)})"
-        ]
+        return [f"name: '{schedule.name}' is unknown; {nearest_of(schedule.name, SCHEDULES)}"]
     reads = SCHEDULES[schedule.name]
     problems = []
     if schedule.decay_shape not in DECAY_SHAPES:
-        known = ", ".join(DECAY_SHAPES)
         problems.append(
-            f"decay_shape: '{schedule.decay_shape}' is unknown; "
-            f"{nearest(schedule.decay_shape, DECAY_SHAPES)} (one of {known})"
+            f"decay_shape: '{schedule.decay_shape}' is unknown; {nearest_of(schedule.decay_shape, DECAY_SHAPES)}"
         )
     if schedule.peak_lr is not None and not 0 < schedule.peak_lr < math.inf:
         problems.append(f"peak_lr: {schedule.peak_lr} must be positive")

@@ -22,7 +22,7 @@ from cpt_dist.config import (
     parse_quantity,
 )
 from cpt_dist.curriculum_config import curriculum_problems
-from cpt_dist.errors import UserError, nearest
+from cpt_dist.errors import UserError, nearest, nearest_of
 from cpt_dist.fork_config import fork_problems
 from cpt_dist.gate_config import gate_problems, may_fork
 from cpt_dist.gate_validation import measurement_problems
@@ -39,7 +39,7 @@ from cpt_dist.strata_config import StrataConfig
 def one_of(problems: list[str], key: str, value: str, allowed: tuple[str, ...]) -> None:
     """Add a problem where `value` is none of the `allowed`."""
     if value not in allowed:
-        problems.append(f"{key}: '{value}' is unknown; {nearest(value, allowed)} (one of {', '.join(allowed)})")
+        problems.append(f"{key}: '{value}' is unknown; {nearest_of(value, allowed)}")
 
 
 def plan_problems(config: CptConfig) -> list[str]:
@@ -90,7 +90,7 @@ def stage_problems(key: str, stage: StageConfig, config: CptConfig) -> list[str]
     problems += _mixture_problems(key, stage, strata_of_sources(sources, all_stages(config)))
     for name in stage.mixture:
         if name not in sources:
-            problems.append(f"{key}.mixture: source '{name}' is not in data.sources; {nearest(name, sources)}")
+            problems.append(f"{key}.mixture: source '{name}' is not in data.sources; {_near_source(name, sources)}")
     one_of(problems, f"{key}.packing", stage.packing, PACKINGS)
     one_of(problems, f"{key}.positions", stage.positions, POSITIONS)
     one_of(problems, f"{key}.optimizer", stage.optimizer, (CARRY, RESET))
@@ -139,6 +139,10 @@ def _length_problems(key: str, stage: StageConfig, sources: dict[str, SourceConf
     values = stage.epochs.values() if isinstance(stage.epochs, Mapping) else [stage.epochs]
     bad = [value for value in values if not _is_positive(value)]
     return problems + [f"{key}.epochs: {value!r} must be a positive number, such as 2 or 0.5" for value in bad]
+
+
+def _near_source(name: str, sources: Mapping[str, SourceConfig]) -> str:
+    return nearest(name, sources) if sources else "none is; add data=NAME, or write those that were prepared there"
 
 
 def _is_positive(value: Any) -> bool:

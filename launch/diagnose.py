@@ -9,10 +9,11 @@ from cpt_dist.diagnose_config import DiagnoseConfig
 
 def main(config: CptConfig) -> None:
     """Print what was measured and the ranked options, and write diagnosis.json, diagnosis.md and diagnosis.html."""
-    from cpt_dist.diagnosis.diagnose import check_inputs, diagnose
+    from cpt_dist.diagnosis.inputs import check_inputs
 
-    check_inputs(config)
+    check_inputs(config)  # before the imports below, which take seconds
     from cpt_dist.console import output_console
+    from cpt_dist.diagnosis.diagnose import diagnose
     from cpt_dist.diagnosis.report import write_report
     from cpt_dist.diagnosis.table import print_record
 

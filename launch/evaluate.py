@@ -34,8 +34,10 @@ def _held_out_and_suites(config: CptConfig) -> None:
     if config.evaluate.what == "suites" or asks_anything(config.suites):
         check_suite_inputs(config)  # a mistake in the suites is known before held-out text is scored
         from cpt_dist.evaluation.suites.run import read_questions
+        from cpt_dist.evaluation.suites.tasks import find_tasks
 
-        read_questions(config)
+        if questions := read_questions(config).suites:
+            find_tasks(questions, config.suites.task_folders)
     if scores_held_out(config):
         _held_out(config)
     if asks_anything(config.suites):

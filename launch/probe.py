@@ -25,4 +25,4 @@ def main(config: CptConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, needs=("run_dir",), short=WORDS | {field.name: f"probe.{field.name}" for field in fields(ProbeConfig)})
+    run(main, short=WORDS | {field.name: f"probe.{field.name}" for field in fields(ProbeConfig)})

@@ -8,9 +8,10 @@ from cpt_dist.config import CptConfig
 
 NEEDS = ("run_dir", "model.path", "data.shards", "stages")
 KEYS = ("nodes", "launcher", "time", "partition", "account", "qos", "chain", "after", "container")
+SHORT = {key: f"cluster.{key}" for key in KEYS}
 
 with user_mistakes():
-    request = parse_request(sys.argv[1:], {key: f"cluster.{key}" for key in KEYS})
+    request = parse_request(sys.argv[1:], SHORT)
     for task in request.sweep[1:]:
         composed([*request.words, *task], NEEDS)
 
@@ -24,4 +25,4 @@ def main(config: CptConfig) -> None:
 
 if __name__ == "__main__":
     sys.argv[1:] = request.first_task
-    run(main, needs=NEEDS)
+    run(main, needs=NEEDS, short=SHORT)

@@ -31,3 +31,31 @@ def test_an_error_that_is_no_mistake_keeps_its_traceback():
     done = result_of(5)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_a_file_where_a_folder_is_needed_is_one_line_and_exit_code_2():
+    done = result_of(20)
+    assert done.returncode == 2
+    assert done.stderr == "error: runs/x/metrics.jsonl: Not a directory; give another path\n"
+
+
+def test_ctrl_c_is_one_line_and_the_shells_exit_code():
+    program = PROGRAM.format(number=0).replace("raise OSError", "raise KeyboardInterrupt #")
+    words = [sys.executable, "-c", program, "model.path=x", "data.shards=y", "run_dir=z"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted; what was finished stays: start again to go on\n"
+
+
+def test_what_is_checked_before_a_program_starts_imports_nothing_heavy():
+    modules = [
+        "training.preflight",
+        "diagnosis.inputs",
+        "evaluation.inputs",
+        "evaluation.suites.inputs",
+        "probe.inputs",
+    ]
+    imports = ", ".join(f"cpt_dist.{module}" for module in modules)
+    program = f"import sys, {imports}\nprint([name for name in ('torch', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

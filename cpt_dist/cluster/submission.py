@@ -115,7 +115,8 @@ def _sbatch(path: Path, before: list[str], same_task: bool) -> str:
     except FileNotFoundError:
         raise UserError("there is no sbatch here; submit on a login node, or add --dry-run to look only") from None
     if done.returncode:
-        raise UserError(f"{shlex.join(words)} {path}: {' '.join(done.stderr.split())}")
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}, no message"
+        raise UserError(f"{shlex.join(words)} {path}: {said}; mend that, or add --dry-run to look only")
     return done.stdout.strip().split(";")[0]
 
 

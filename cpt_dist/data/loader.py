@@ -33,7 +33,7 @@ from cpt_dist.errors import UserError
 _MICRO_BATCHES_AHEAD = 4
 _WINDOW_SAMPLES = 4096
 _WINDOW_TOKENS = 1 << 22
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class _MicroBatches(Dataset[Batch | UserError]):

@@ -154,8 +154,10 @@ def _sources_in(folder: Path | RemoteFolder) -> list[str]:
     else:
         raise UserError(f"'{folder}' does not exist; give a folder of shards or its URL: shards=…")
     if not names:
-        one = f"; it is a source itself, so give shards={str(folder).rsplit('/', 1)[0]}" if is_complete(folder) else ""
-        raise UserError(f"'{folder}' holds no source (no folder){one}")
+        fix = "give the folder that launch/prepare.py wrote to (data.shards)"
+        if is_complete(folder):
+            fix = f"it is a source itself, so give shards={str(folder).rsplit('/', 1)[0]}"
+        raise UserError(f"'{folder}' holds no source (no folder); {fix}")
     return names
 
 

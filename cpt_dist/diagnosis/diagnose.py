@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cpt_dist.config import CptConfig, parse_quantity
 from cpt_dist.diagnosis.corpus_sample import sample_corpus
+from cpt_dist.diagnosis.inputs import check_inputs
 from cpt_dist.diagnosis.measure import Measures, Side, measure, split
 from cpt_dist.diagnosis.model_signs import instruct_signs
 from cpt_dist.diagnosis.words_and_tokens import Overlap, TokenCounts, count_tokens, word_overlap
@@ -39,29 +39,6 @@ class Diagnosis:
     facts: Facts
     ranking: Ranking
     warnings: list[str]
-
-
-def _patterns(given: Any, config: CptConfig, role: str) -> list[str]:
-    if given:
-        return [given] if isinstance(given, str) else list(given)
-    return [path for source in config.data.sources.values() if source.role == role for path in source.raw]
-
-
-def check_inputs(config: CptConfig) -> tuple[list[str], list[str]]:
-    """The domain's and the general files; UserError where the model folder or the domain is missing."""
-    problems: list[str] = []
-    try:
-        positions = max_positions(check_model_folder(config.model.path))
-        if positions is not None and positions < 2:
-            problems.append(f"model.path: '{config.model.path}' declares {positions} positions; use another model")
-    except UserError as error:
-        problems += error.problems
-    domain = _patterns(config.diagnose.domain, config, "domain")
-    if not domain:
-        problems.append("domain is missing; give the files of the domain: domain=FILES (a file, a folder or a glob)")
-    if problems:
-        raise UserError(problems)
-    return domain, _patterns(config.diagnose.general, config, "replay")
 
 
 def _measured(estimate: Estimate | None) -> Measured | None:

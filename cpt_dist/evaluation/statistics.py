@@ -123,7 +123,8 @@ def wilson_interval(mean: float, num_items: int, confidence: float) -> tuple[flo
     z = _NORMAL.inv_cdf((1 + confidence) / 2)
     spread = z * math.sqrt(mean * (1 - mean) / num_items + z * z / (4 * num_items**2))
     centre, scale = mean + z * z / (2 * num_items), 1 + z * z / num_items
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # The bounds enclose the mean; without that, rounding puts the lower one of 0 out of some numbers above it.
+    return max(0.0, min(mean, (centre - spread) / scale)), min(1.0, max(mean, (centre + spread) / scale))
 
 
 def outcome(difference: Estimate, num_effective: float, confidence: float, p_value: float) -> str:

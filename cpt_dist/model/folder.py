@@ -7,6 +7,7 @@ Whether the weights fit the architecture is not known here; `cpt_dist.model.load
 from __future__ import annotations
 
 import json
+import struct
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,14 @@ def read_model_config(folder: str | Path) -> dict[str, Any]:
 
 
 def check_model_folder(folder: str | Path) -> dict[str, Any]:
-    """Its config.json, after a check that every file of weights is there. Raises UserError that names what is not."""
+    """Its config.json, after a check that every file of weights is there, as long as its header says.
+
+    Raises UserError that names what is not.
+    """
     path = Path(folder)
     config = read_model_config(path)
     index = path / "model.safetensors.index.json"
+    files = ["model.safetensors"]
     if index.exists():
         try:
             files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -52,7 +57,27 @@ def check_model_folder(folder: str | Path) -> dict[str, Any]:
         other = sorted(p.name for pattern in ("*.bin", "*.pt", "*.gguf") for p in path.glob(pattern))
         found = f" (only {', '.join(other)}); save the model as safetensors" if other else "; fetch the model again"
         raise UserError(f"model.path: '{path}' has no model.safetensors{found}")
+    problems = [problem for name in files if (problem := _cut_off(path / name))]
+    if problems:
+        raise UserError(f"model.path: {problem}; fetch the model again" for problem in problems)
     return config
+
+
+def _cut_off(path: Path) -> str | None:
+    """Why a safetensors file can't be whole, by its size and header (8 bytes of length, then JSON with offsets)."""
+    size = path.stat().st_size
+    with open(path, "rb") as handle:
+        start = handle.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if 8 + length > size:
+            return f"'{path}' is no safetensors file, or was cut off in its header ({size} bytes)"
+        try:
+            tensors = json.loads(handle.read(length))
+            ends = [int(entry["data_offsets"][1]) for name, entry in tensors.items() if name != "__metadata__"]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return f"'{path}' is no safetensors file (its header is damaged)"
+    whole = 8 + length + max(ends, default=0)
+    return f"'{path}' has {size} bytes, its header says {whole}" if size != whole else None
 
 
 def max_positions(config: dict[str, Any]) -> int | None:

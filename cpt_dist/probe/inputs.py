@@ -13,10 +13,16 @@ from cpt_dist.probe.arms import arms_of
 from cpt_dist.probe.spec import read_task
 from cpt_dist.probe_config import probe_length_problems
 
+NOWHERE = ("", "/model", "/probe")
+"""What folders say that are derived from run_dir or model.path where none was given."""
+
 
 def check_probe_inputs(config: CptConfig) -> None:
     """Raise UserError unless data, gold set and models are there and the process is alone."""
-    problems: list[str] = []
+    given = {"base": config.evaluate.base, "adapted": config.evaluate.adapted, "out": config.probe.out}
+    problems = [f"{key} is missing; give it: {key}=FOLDER" for key, value in given.items() if value in NOWHERE]
+    if problems:
+        raise UserError(problems)
     for check in (read_task, arms_of, _lengths):
         try:
             check(config)

@@ -11,9 +11,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cpt_dist.checkpoint.store import CheckpointStore
+from cpt_dist.checkpoint.catalogue import Catalogue
 from cpt_dist.config import CptConfig
 from cpt_dist.data.gate_decision import GateDecision
 from cpt_dist.data.ledger_entry import Entry, LedgerEntry, read_ledger
@@ -24,16 +24,26 @@ from cpt_dist.files import write_json
 from cpt_dist.run_directory import RunDirectory
 from cpt_dist.training.lineage import checkpoint_identity, last_lineage
 
+if TYPE_CHECKING:
+    from cpt_dist.checkpoint.store import CheckpointStore
+
 
 @dataclass(frozen=True)
 class Parent:
     """The checkpoint that a run is forked from."""
 
     directory: RunDirectory
-    store: CheckpointStore
+    checkpoints: Catalogue
     step: int
     saved: dict[str, Any]
     """Its trainer.json."""
+
+    @property
+    def store(self) -> CheckpointStore:
+        """Its checkpoints, to read tensors from."""
+        from cpt_dist.checkpoint.store import CheckpointStore  # torch: too slow for a look before a run
+
+        return CheckpointStore(self.directory.checkpoints)
 
     @property
     def position(self) -> int:
@@ -66,7 +76,7 @@ class Parent:
             "run_dir": str(self.directory.path),
             "step": self.step,
             "position": self.position,
-            "checkpoint": checkpoint_identity(self.store, self.step),
+            "checkpoint": checkpoint_identity(self.checkpoints, self.step),
             "parent": last_lineage(self.directory.path),
         }
 
@@ -80,7 +90,7 @@ def parent_of(config: CptConfig) -> Parent | None:
         raise UserError(f"fork.run_dir: '{directory.path}' is run_dir itself; give the fork a run_dir of its own")
     if not directory.checkpoints.is_dir():
         raise UserError(f"fork.run_dir: '{directory.path}' has no checkpoints; give the folder of a run")
-    store = CheckpointStore(directory.checkpoints)
+    store = Catalogue(directory.checkpoints)
     kept = read_fork(config)
     step = int(kept["step"]) if kept else _step_of(config.fork.step, store, directory)
     if step not in store.steps():
@@ -88,7 +98,7 @@ def parent_of(config: CptConfig) -> Parent | None:
     return Parent(directory, store, step, store.trainer(step))
 
 
-def _step_of(text: str, store: CheckpointStore, directory: RunDirectory) -> int:
+def _step_of(text: str, store: Catalogue, directory: RunDirectory) -> int:
     order = directory.read_order() or {}
     steps = 0
     ends = {}

@@ -12,7 +12,7 @@ import subprocess
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -22,7 +22,9 @@ from cpt_dist.config import CptConfig
 from cpt_dist.data.view_names import source_of
 from cpt_dist.errors import UserError
 from cpt_dist.files import file_checksum, fingerprint
-from cpt_dist.training.run import Run
+
+if TYPE_CHECKING:
+    from cpt_dist.training.run import Run
 
 _SECONDS_FOR_GIT = 10.0
 

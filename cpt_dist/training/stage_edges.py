@@ -7,6 +7,7 @@ stage trains with is in `Run.enter_stage`.
 from __future__ import annotations
 
 from cpt_dist.checkpoint.stage_model import StageModels
+from cpt_dist.cluster.stop import SIGNAL
 from cpt_dist.errors import UserError
 from cpt_dist.gate_config import FORK, STAGE_START, STOP, may_fork
 from cpt_dist.training.first_rank import on_first
@@ -93,10 +94,18 @@ class StageEdges:
         on_first(run.world, lambda: append_lineage(run, "end", _stage_name(run), stopped_for=run.stopped_for))
 
     def finish(self, run: Run) -> None:
-        """Wait for the models of stages, on rank 0 alone, when no other rank waits for it any more.
+        """Wait for the models of stages and say how the job ended, on rank 0, when no other rank waits for it any more.
 
-        Raises UserError with each that was not made.
+        Raises UserError with each model that was not made.
         """
+        path, where = run.directory.path, f"{run.step} of {run.num_steps} steps"
+        if run.finished:
+            print(f"finished: {where}; for the model: python launch/consolidate.py run_dir={path}", flush=True)
+        else:
+            print(
+                f"stopped ({run.stopped_for or SIGNAL}): {where} are in a checkpoint; go on with run_dir={path}",
+                flush=True,
+            )
         if problems := self._watch(run, wait=True):
             raise UserError(problems)
 

@@ -1,7 +1,7 @@
 """Requests to stop, from wherever they come, noted for the agreement of the ranks at the end of a step.
 
-SIGTERM and SIGUSR1 are noted by the rank that gets them; stop files and the time limit are seen by rank 0 alone,
-which is on the first node as the batch script is. `train_step` makes the ranks agree.
+SIGTERM, SIGUSR1 and a first Ctrl-C are noted by the rank that gets them; stop files and the time limit are seen by
+rank 0 alone, which is on the first node as the batch script is. `train_step` makes the ranks agree.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ class StopRequests(Callback):
         def note(number: int, frame: Any) -> None:
             run.stop_reason = SIGNAL
 
+        def note_once(number: int, frame: Any) -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if run.world.is_first:
+                print("stopping after this step, with a checkpoint; Ctrl-C again: at once, without one", flush=True)
+            note(number, frame)
+
         self._previous = {which: signal.signal(which, note) for which in (signal.SIGTERM, signal.SIGUSR1)}
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background
+            self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, note_once)
         self._longest_step = 0.0
         margin = run.config.cluster.signal_margin_seconds
         self._watch = StopWatch(run.directory.path, start_folder(os.environ), job_end_time(os.environ), margin)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,9 +22,16 @@ from cpt_kernels.triton_support import interpreting
 from cpt_kernels.verify.builds import BUILDS, FAST, TARGETS
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments on one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help tells what there is\n")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run a command; gives the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m cpt_kernels", description=__doc__)
+    parser = _Parser(prog="python -m cpt_kernels", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("table", help="every operation: backends, which can run here and why not the others")
     check = commands.add_parser("check", help="numbers, races and bounds in Triton's interpreter, without a GPU")

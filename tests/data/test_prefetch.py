@@ -173,7 +173,7 @@ def test_workers_outlive_the_signals_that_ask_a_job_to_stop(served, folder, tmp_
     steps = iter(StepLoader(order, sources, stage=0, num_workers=1))
     found = [next(steps)]
     (worker,) = multiprocessing.active_children()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         os.kill(worker.pid, number)
         os.kill(psutil.Process(worker.pid).ppid(), number)
     time.sleep(0.5)

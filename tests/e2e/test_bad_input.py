@@ -34,7 +34,7 @@ def flipped(path, position):
         ("optimizer.bta1=0.9", "'optimizer' has no key 'bta1'; did you mean 'beta1'?"),
         ("engine=zerro3", "no such engine; did you mean 'zero3'?"),
         ("engine.name=zeros", "'zeros' is unknown; did you mean 'zero'?"),
-        ("engine.micro_batch=many", "'many' of type 'str' could not be converted to Integer"),
+        ("engine.micro_batch=many", "'many' is no whole number; write one, such as engine.micro_batch=8"),
         ("distillation.weight=-1", "distillation.weight: -1.0 must be positive and finite"),
         ("experiment=dmeo", "no such experiment; did you mean 'demo'?"),
         ("stages.0.seq_length=3", "'stages.0' has no key 'seq_length'; did you mean 'seq_len'?"),

@@ -113,14 +113,16 @@ def test_after_kill_9_the_other_engine_continues_the_same_curve(tiny, reference)
     assert losses == pytest.approx(reference[1], rel=1e-5)
 
 
-def test_sigterm_makes_a_checkpoint_at_the_next_step_and_asks_to_be_requeued(tiny, reference):
+def test_ctrl_c_makes_a_checkpoint_at_the_next_step_and_the_job_goes_on_from_it(tiny, reference):
     arguments = tiny.arguments()
     run_dir = tiny.run_dir
     process = start("python", 1, *arguments)
     wait_for(lambda: steps_done(run_dir) >= 3, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 75, output
+    assert "stopped (signal)" in output
+    assert "Traceback" not in output
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"step-{steps_done(run_dir):08d}"]
     tiny_run.launch("python", 1, "train.py", *arguments)
     losses = [record["loss"] for record in tiny_run.read_metrics(run_dir)]
@@ -129,7 +131,8 @@ def test_sigterm_makes_a_checkpoint_at_the_next_step_and_asks_to_be_requeued(tin
 
 def test_a_finished_run_does_nothing_more(tiny, reference):
     run_dir, losses = reference
-    tiny_run.launch("python", 1, "train.py", f"run_dir={run_dir}")
+    done = tiny_run.launch("python", 1, "train.py", f"run_dir={run_dir}")
+    assert f"finished: 20 of 20 steps; for the model: python launch/consolidate.py run_dir={run_dir}" in done.stdout
     assert [record["loss"] for record in tiny_run.read_metrics(run_dir)] == losses
 
 

@@ -1,6 +1,7 @@
 """What loads, what the loaded model is, and each reason why a folder is refused."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -130,7 +131,9 @@ def test_logits_are_never_whole_in_training(folder):
         (lambda f: (f / "config.json").write_text("{"), "is no JSON"),
         (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
         (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "only pytorch_model.bin"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\x10"), "does not load"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x10"), "cut off in its header"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x02" + b"\0" * 7 + b"[]"), "its header is damaged"),
+        (lambda f: os.truncate(f / "model.safetensors", 20_000), "has 20000 bytes, its header says"),
         (
             lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}'),
             "lacks model-1.safetensors",

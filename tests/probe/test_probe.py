@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cpt_dist.cli import composed
+from cpt_dist.config import parse_quantity
 from cpt_dist.data.shards import Source
 from cpt_dist.errors import UserError
 from cpt_dist.evaluation.claims import answers, decide
@@ -18,6 +20,7 @@ from cpt_dist.probe.compare import probe
 from cpt_dist.probe.inputs import check_probe_inputs
 from cpt_dist.probe.report import write_probe
 from cpt_dist.probe.spec import read_task
+from cpt_dist.probe_config import ProbeConfig, probe_length_problems
 from tests.probe.small import ANSWERS, base_model, configured, write_task
 
 
@@ -121,6 +124,14 @@ def test_the_verdict_reads_a_probe_as_a_goal_or_as_what_must_be_kept(planted):
     assert (kept.kind, kept.threshold) == ("retention", -0.03)
     with pytest.raises(UserError, match=r"adapted of the probe 'gold' was .*, whose files are others"):
         probe_claims(config, folders | {"adapted": config.model.path})
+
+
+def test_the_defaults_fit_each_other_and_folders_are_asked_for_by_name():
+    settings = ProbeConfig()
+    assert probe_length_problems(settings, parse_quantity(settings.batch_tokens, "probe.batch_tokens")) == []
+    with pytest.raises(UserError) as caught:
+        check_probe_inputs(composed(["probe.data=x"]))
+    assert caught.value.problems == [f"{key} is missing; give it: {key}=FOLDER" for key in ("base", "adapted", "out")]
 
 
 def test_every_mistake_is_named_at_once(planted, tmp_path):

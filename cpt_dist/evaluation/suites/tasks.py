@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -45,32 +46,43 @@ class SuiteScores:
 
 
 def load_tasks(suites: Sequence[Suite], folders: Sequence[str]) -> Tasks:
-    """Suite name -> its tasks by name, or the reason why they can't be loaded here.
+    """Suite name -> its tasks by name, or the reason why they can't be loaded here. Raises as `find_tasks` does."""
+    manager = find_tasks(suites, folders)
+    return {suite.name: _load(suite, manager) for suite in suites}
+
+
+def find_tasks(suites: Sequence[Suite], folders: Sequence[str]) -> Any:
+    """The harness's TaskManager that knows the tasks of `suites`; None where all have items of their own.
 
     Raises UserError for names of tasks that exist neither in `folders` nor in lm-evaluation-harness, and where that
-    isn't installed.
+    isn't installed. It reads names alone, so it can be asked before anything is scored.
     """
     try:
         import lm_eval  # noqa: F401
     except ImportError:
         raise UserError("suites.run needs lm-evaluation-harness; pip install 'cpt_dist[eval]'") from None
-    from lm_eval.tasks import TaskManager
-
     _quiet()
     named = [suite for suite in suites if suite.task is not None]
-    manager = None
-    if named:
-        manager = TaskManager(include_path=list(folders), include_defaults=False)
-        if any(suite.task not in manager.all_tasks for suite in named):
-            manager = TaskManager(include_path=list(folders))
-        problems = [
-            f"suites.run: there is no task '{suite.task}'; {_near(str(suite.task), manager.all_tasks)}"
-            for suite in named
-            if suite.task not in manager.all_tasks
-        ]
-        if problems:
-            raise UserError(problems)
-    return {suite.name: _load(suite, manager) for suite in suites}
+    if not named:
+        return None
+    manager = _manager(tuple(folders), include_defaults=False)
+    if any(suite.task not in manager.all_tasks for suite in named):
+        manager = _manager(tuple(folders), include_defaults=True)
+    problems = [
+        f"suites.run: there is no task '{suite.task}'; {_near(str(suite.task), manager.all_tasks)}"
+        for suite in named
+        if suite.task not in manager.all_tasks
+    ]
+    if problems:
+        raise UserError(problems)
+    return manager
+
+
+@cache
+def _manager(folders: tuple[str, ...], include_defaults: bool) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(folders), include_defaults=include_defaults)
 
 
 def _near(name: str, known: Sequence[str]) -> str:

@@ -73,10 +73,10 @@ def scored(task, length, share, way=CHOSEN, items=100):
     return ItemScores(task, length, tuple(map(str, range(items))), (0.5,) * items, 0, {way: right.astype(float)})
 
 
-def compared(base, adapted, lengths, way=CHOSEN):
+def compared(base, adapted, lengths, way=CHOSEN, items=100):
     settings = SuiteSettings(("kv",), lengths, lengths[0], 100, (0.5,), 0)
     pairs = [
-        [scored("kv", length, share, way) for length, share in zip(lengths, one, strict=True)]
+        [scored("kv", length, share, way, items) for length, share in zip(lengths, one, strict=True)]
         for one in (base, adapted)
     ]
     return compare_suites(*pairs, {}, settings, 500, 0.95)
@@ -107,6 +107,17 @@ def test_what_does_not_fit_is_not_run(tmp_path):
         ("passkey", False),
     ]
     assert "tokens for question and needles" in rows[0].not_run
+
+
+def test_wilson_intervals_enclose_their_share_for_every_number_of_items():
+    for items in range(1, 100):  # rounding alone put the lower bound of no hit above 0 for 3, 6, 7, 12, … items
+        assert wilson_interval(0.0, items, 0.95)[0] == 0.0
+        assert wilson_interval(1.0, items, 0.95)[1] == 1.0
+
+
+def test_a_task_that_no_answer_hits_has_nothing_to_keep():
+    rows = compared((0.0, 0.0), (0.0, 0.0), (1024, 2048), WRITTEN, items=3)
+    assert [row.base_kept for row in rows] == [None, None]
 
 
 def test_wilson_intervals():
