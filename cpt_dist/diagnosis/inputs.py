@@ -31,7 +31,8 @@ def check_inputs(config: CptConfig) -> tuple[list[str], list[str]]:
     general = _patterns(config.diagnose.general, config, "replay")
     for key, patterns in (("diagnose.domain", domain), ("diagnose.general", general)):
         try:
-            find_inputs(patterns, key)
+            if patterns:
+                find_inputs(patterns, key)
         except UserError as error:
             problems += error.problems
     if problems:

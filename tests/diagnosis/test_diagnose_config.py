@@ -3,8 +3,10 @@
 import pytest
 
 from cpt_dist import diagnose_config
+from cpt_dist.cli import composed
 from cpt_dist.config import CptConfig
 from cpt_dist.diagnose_config import DiagnoseConfig, diagnose_problems
+from cpt_dist.diagnosis.inputs import check_inputs
 from cpt_dist.errors import UserError
 from cpt_dist.planning import adaptation
 from cpt_dist.validation import validate
@@ -43,3 +45,17 @@ def test_counts_take_units_and_are_checked_with_the_rest():
     config.diagnose.budget_tokens = "many"
     with pytest.raises(UserError, match=r"diagnose\.budget_tokens: 'many' is not a whole positive count"):
         validate(config)
+
+
+def test_files_are_looked_for_before_anything_is_loaded_and_general_text_may_be_missing(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"\x02" + b"\0" * 7 + b"{}")
+    (tmp_path / "domain.jsonl").touch()
+    words = [f"model.path={tmp_path}", f"diagnose.domain={tmp_path}/domain.jsonl"]
+    assert check_inputs(composed(words)) == ([f"{tmp_path}/domain.jsonl"], [])
+    with pytest.raises(UserError) as caught:
+        check_inputs(composed([*words, "diagnose.domain=[no.jsonl]", "diagnose.general=[none.jsonl]"]))
+    assert [problem.split(" ")[:2] for problem in caught.value.problems] == [
+        ["diagnose.domain:", "'no.jsonl'"],
+        ["diagnose.general:", "'none.jsonl'"],
+    ]
