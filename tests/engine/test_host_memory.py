@@ -23,7 +23,10 @@ KEEP = "from cpt_dist.engine.host_memory import keep_freed_memory; assert keep_f
 
 
 def faults_of_blocks(first: str) -> int:
-    """Of `ROUNDS` blocks of `PAGES` pages, each freed before the next, after as many before them: glibc keeps the ends of the first few apart."""
+    """Of `ROUNDS` blocks of `PAGES` pages, each freed before the next, after as many before them.
+
+    glibc keeps the ends of the first few apart.
+    """
     code = TAKE_AGAIN.format(first=first)
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
