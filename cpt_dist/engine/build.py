@@ -11,7 +11,10 @@ from cpt_dist.model.packed import PackedCausalLM
 
 
 def build_engine(model: PackedCausalLM, config: CptConfig, world: World, compute_dtype: torch.dtype) -> Engine:
-    """Spread `model` (fp32, whole on each rank) over `world` with the configured engine."""
+    """Spread `model` over `world` with the configured engine.
+
+    It is in fp32 and whole on each rank, or for FSDP2 on rank 0 alone and on the meta device elsewhere.
+    """
     adamw_kernel = (config.kernels.adamw, config.kernels.strict)
     if config.engine.name == "zero":
         from cpt_dist.engine.zero import ZeroEngine

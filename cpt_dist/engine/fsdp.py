@@ -32,6 +32,7 @@ from cpt_dist.engine.optimizer import TORCH, adamw, parameter_groups, set_learni
 from cpt_dist.engine.piecewise_adamw import Place
 from cpt_dist.engine.teacher import StepDistillation
 from cpt_dist.engine.updates import UpdateHistory
+from cpt_dist.engine.weights_from_first import given_by_first
 from cpt_dist.model.packed import PackedCausalLM
 
 
@@ -41,7 +42,7 @@ def needs_sharding(world: World, config: EngineConfig, compute_dtype: torch.dtyp
 
 
 class FsdpEngine(Engine):
-    """`model` (fp32, whole on each rank) becomes sharded in place."""
+    """`model` (fp32, whole on rank 0, whole or on the meta device on the others) becomes sharded in place."""
 
     name = "fsdp"
 
@@ -61,13 +62,15 @@ class FsdpEngine(Engine):
         # Inputs are not cast: they are integers at the root, and casting would copy the document borders in each layer.
         policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         offload: OffloadPolicy = CPUOffloadPolicy() if config.offload else OffloadPolicy()
-        if not config.offload:
-            model.to(world.device)
         mesh = state_mesh(world, config.shard_size)
-        if self._sharded:
-            for layer in model.decoder_layers():
-                fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload)
-            fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
+        if not self._sharded:
+            model.to(world.device)
+        else:
+            with given_by_first(model, world, config.offload):
+                # Moves a layer to the device and shards it before the next: no device has to hold the whole model.
+                for layer in model.decoder_layers():
+                    fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload)
+                fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
         self.model = model
         groups = parameter_groups(self._named_parameters(), optimizer)
         self._optimizer = adamw(groups, optimizer, *adamw_kernel)

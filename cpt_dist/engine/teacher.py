@@ -28,6 +28,7 @@ from cpt_dist.data.batch import Batch
 from cpt_dist.engine.context.parallel import OwnPart
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.mesh import state_mesh
+from cpt_dist.engine.weights_from_first import given_by_first
 from cpt_dist.model.loss_head import LossHead, SoftTargets
 from cpt_dist.model.packed import PackedCausalLM
 
@@ -72,17 +73,18 @@ class Teacher:
     """A model without gradients, its weights in the compute dtype and sharded over all ranks."""
 
     def __init__(self, model: PackedCausalLM, config: EngineConfig, world: World, dtype: torch.dtype) -> None:
-        """`model` (whole on each rank) becomes sharded in place."""
+        """`model` (whole on rank 0, whole or on the meta device on the others) becomes sharded in place."""
         self.model, self._device = model, world.device
         model.requires_grad_(False).eval()
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
-        if not config.offload:
-            model.to(world.device)
         self._sharded = world.size > 1 or config.offload
         self._head_holder = model
-        if self._sharded:
-            self._shard(config, world)
+        if not self._sharded:
+            model.to(world.device)
+        else:
+            with given_by_first(model, world, config.offload):
+                self._shard(config, world)
 
     def _shard(self, config: EngineConfig, world: World) -> None:
         offload: OffloadPolicy = CPUOffloadPolicy() if config.offload else OffloadPolicy()

@@ -38,6 +38,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     kernels: KernelsConfig | None = None,
     compute: tuple[str, torch.dtype] | None = None,
+    weights: bool = True,
 ) -> PackedCausalLM:
     """The model in `config.path` with weights in `dtype`, on the CPU, in training mode.
 
@@ -46,7 +47,7 @@ def load_model(
     are exported keep their values.
 
     `kernels` says who computes the model's operations, on the device and in the dtype of `compute`; None leaves all
-    but the loss to the code of transformers.
+    but the loss to the code of transformers. Without `weights` the model is on the meta device, and is not tried out.
 
     Raises UserError where the folder is no complete causal LM in safetensors, wants remote code, wants an attention
     backend or a kernel that cannot run here, would compute packed documents differently from documents alone, or has
@@ -63,21 +64,10 @@ def load_model(
         hf_config = AutoConfig.from_pretrained(config.path, local_files_only=True, trust_remote_code=False)
         _check_attention(config.path, hf_config)
         _switch_dropout_off(hf_config)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            config.path,
-            config=hf_config,
-            dtype=dtype,
-            attn_implementation=IMPLEMENTATION,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        hf = _with_weights(config.path, hf_config, dtype) if weights else _without_weights(hf_config, dtype)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UserError(f"model.path: '{config.path}' does not load: {first_line}; fetch the model again") from error
-    hf, report = loaded
-    _check_weights(config.path, report)
     model = PackedCausalLM(hf, attention, config.loss_chunk_tokens)
     model.head.backend, model.head.strict = kernels.linear_cross_entropy, kernels.strict
     model.head.distillation_backend = kernels.linear_kl
@@ -92,6 +82,29 @@ def load_model(
         model.enable_activation_checkpointing(config.activation_offload)
     installed.activate()
     return model.train()
+
+
+def _with_weights(path: str, hf_config: Any, dtype: torch.dtype) -> Any:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path,
+        config=hf_config,
+        dtype=dtype,
+        attn_implementation=IMPLEMENTATION,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    hf, report = loaded
+    _check_weights(path, report)
+    return hf
+
+
+def _without_weights(hf_config: Any, dtype: torch.dtype) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            hf_config, dtype=dtype, attn_implementation=IMPLEMENTATION, trust_remote_code=False
+        )
 
 
 def _attention(wanted: str, device: str, strict: bool) -> str:

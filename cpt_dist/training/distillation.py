@@ -20,7 +20,7 @@ from cpt_dist.engine.base import Engine
 from cpt_dist.engine.teacher import StepDistillation, Teacher
 from cpt_dist.errors import UserError
 from cpt_dist.forgetting_config import REPLAY_ROLE
-from cpt_dist.model.load import load_model
+from cpt_dist.training.load_together import load_for
 from cpt_dist.training.teacher_files import said_of_the_teacher, teacher_folder, teacher_positions
 
 
@@ -73,6 +73,6 @@ def add_teacher(engine: Engine, config: CptConfig) -> None:
         config.model, path=teacher_folder(config), activation_checkpointing=False, activation_offload=False
     )
     with said_of_the_teacher():
-        model = load_model(settings, torch.float32, config.kernels, (device.type, dtype))
+        model = load_for(engine.world, settings, config.kernels, (device.type, dtype), by_fsdp=True)
     engine.model.head.check_teacher(model.head, device.type, dtype)
     engine.teacher = Teacher(model, config.engine, engine.world, dtype)

@@ -30,7 +30,6 @@ from cpt_dist.engine.updates import UpdateHistory, check_trainable
 from cpt_dist.errors import UserError
 from cpt_dist.files import write_json
 from cpt_dist.gate_config import BASE, RUN_START
-from cpt_dist.model.load import load_model
 from cpt_dist.model.model_files import copy_model_files
 from cpt_dist.model.rope_switch import rope_of
 from cpt_dist.plans_of_run import all_stages
@@ -44,6 +43,7 @@ from cpt_dist.training.gate_measurements import prepare
 from cpt_dist.training.gates import keep_baseline
 from cpt_dist.training.growth import saved_views, sources_and_order
 from cpt_dist.training.guards import Guards
+from cpt_dist.training.load_together import load_for
 from cpt_dist.training.preflight import open_sources
 from cpt_dist.training.run import Run, Totals
 from cpt_dist.training.stage_edges import StageEdges
@@ -78,7 +78,7 @@ def set_up(config: CptConfig, world: World) -> Run:
     distillation = Distillation(config, sources) if config.distillation is not None else None
     dtype, reason = resolve_precision(config.engine.precision, world.device)
     compute = (world.device.type, dtype)
-    model = load_model(config.model, torch.float32, config.kernels, compute)
+    model = load_for(world, config.model, config.kernels, compute, config.engine.name == "fsdp")
     names = [model.hf_name(name) for name, _ in model.named_parameters()]
     check_trainable([(stage.name, stage.trainable) for stage in all_stages(config)], names)
     engine = build_engine(model, config, world, dtype)
