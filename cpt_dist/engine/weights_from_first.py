@@ -41,7 +41,7 @@ def layout(model: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def given_by_first(model: nn.Module, world: World, offload: bool) -> Iterator[None]:
-    """Inside `model` is to be sharded by FSDP2; then ranks that have it on the meta device get their shards of rank 0's.
+    """Inside `model` is to be sharded by FSDP2; then ranks that have it on the meta device get shards of rank 0's.
 
     Parameters get memory on the CPU if they are to be offloaded, else on the rank's device. Every rank must enter it.
     """
