@@ -15,7 +15,6 @@ ENGINES = {
     "fsdp": ({"name": "fsdp"}, {"weight": 2.0}),
     "zero": ({"name": "zero", "zero_stage": 3}, {"weight": 2.0}),
     "fsdp, tied": ({"name": "fsdp", "micro_batch": 2}, TIED),
-    "zero 1, tied": ({"name": "zero", "zero_stage": 1}, TIED),
     "fsdp, shared rows": ({"name": "fsdp", "context_parallel": 2}, TIED),
     "zero, shared rows": ({"name": "zero", "context_parallel": 2, "context_parallel_method": "ring"}, {"weight": 2.0}),
     "bf16": ({"name": "fsdp", "precision": "bf16"}, {"weight": 2.0}),
