@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 from cpt_kernels import add_rms_norm, rms_norm, rope, swiglu  # noqa: E402
 from cpt_kernels.cross_entropy import native_rows, torch_rows  # noqa: E402
 
-from cpt_dist.model.attention import Documents, choose_backend  # noqa: E402
+from cpt_dist.model.attention import Documents, Heads, choose_backend  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results") / "cpu_kernels.json"
 TOKENS, HIDDEN, MIDDLE, HEADS, KEY_HEADS, SIZE, WORDS = 2048, 576, 1536, 9, 3, 64, 49152
@@ -53,7 +53,7 @@ def operations() -> dict[str, Run]:
 
     def attend(backend: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         chosen = choose_backend(names[backend], "cpu", torch.float32)
-        return documents.attend(chosen, q, k, v, None, 0.0, None)
+        return documents.attend(chosen, Heads(q, k, v))
 
     def turned(backend: str, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return torch.cat(rope(q, k, angles.cos(), angles.sin(), backend=backend))

@@ -28,10 +28,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.peer_jobs import MICRO_BATCH, resident_bytes  # noqa: E402
-from benchmarks.peer_jobs import PEERS as JOBS  # noqa: E402
+from benchmarks.peer_jobs import resident_bytes  # noqa: E402
 from benchmarks.peers import PEERS, peer_python, short_name  # noqa: E402
 from benchmarks.stream_data import make_sources  # noqa: E402
+from benchmarks.stream_peers import MICRO_BATCH  # noqa: E402
+from benchmarks.stream_peers import PEERS as JOBS  # noqa: E402
 from cpt_dist.config import BEST_FIT, CONCAT, StageConfig  # noqa: E402
 from cpt_dist.data.loader import StepLoader  # noqa: E402
 from cpt_dist.data.order import SampleOrder  # noqa: E402

@@ -25,6 +25,7 @@ from cpt_dist.forgetting_config import ForgettingConfig
 from cpt_dist.fork_config import ForkConfig
 from cpt_dist.gate_config import GateConfig
 from cpt_dist.kernels_config import KernelsConfig
+from cpt_dist.logging_config import LoggingConfig
 from cpt_dist.long_context_config import LongContextConfig
 from cpt_dist.long_data_config import LongDataConfig
 from cpt_dist.probe_config import ProbeConfig
@@ -332,18 +333,6 @@ class EvaluationConfig:
 
 
 @dataclass
-class LoggingConfig:
-    every_steps: int = 1
-    """Steps between lines of metrics.jsonl and of the progress display."""
-    wandb: bool = False
-    """Also send metrics to Weights & Biases; without an API key they are kept offline in the run directory."""
-    wandb_project: str = "cpt_dist"
-    """Project of the Weights & Biases run."""
-    peak_tflops: float = 0.0
-    """Matmul peak of one device for the model FLOPs utilisation; 0: measured at the start."""
-
-
-@dataclass
 class CptConfig:
     run_dir: str = MISSING
     """Everything that a run writes (docs/run_directory.md)."""
@@ -390,18 +379,6 @@ class CptConfig:
     fork: ForkConfig = field(default_factory=ForkConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
-
-
-def check_shard_size(shard_size: int, world_size: int) -> None:
-    """Raise UserError where `engine.shard_size` (0: all ranks) doesn't divide the number of ranks."""
-    if shard_size and world_size % shard_size:
-        sizes = [size for size in range(1, world_size + 1) if world_size % size == 0]
-        below, above = world_size // shard_size * shard_size, (world_size // shard_size + 1) * shard_size
-        ranks = f"{below} or {above}" if below else str(above)
-        raise UserError(
-            f"engine.shard_size: {shard_size} doesn't divide {world_size} ranks; nearest: start {ranks} ranks, or set "
-            f"it to {min(sizes, key=lambda size: (abs(size - shard_size), size))} (0: all ranks)"
-        )
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}

@@ -1,5 +1,7 @@
 """The control arm is the same training on the replay sources alone, whatever the stages read."""
 
+from dataclasses import replace
+
 import pytest
 
 from cpt_dist.cli import composed
@@ -33,13 +35,18 @@ def test_what_would_make_it_another_training_is_taken_out():
     more = ["evaluation.during_training=true", "evaluation.every_steps=4", "replay.rule=bounded"]
     more += ["forgetting.max_bpb_increase=0.01", "stages.0.curriculum={name: gradual, start: {sotu: 1}}"]
     more += ["stages.0.gate={margins: {held_out: {macro: 0.1}}}", "distillation.weight=0.5"]
-    arm = composed([*DEMO, *more, "data.sources.sotu.max_epochs=0.5"])
+    arm = composed([*DEMO, *more, "data.sources.sotu.max_epochs=0.5", "data.sources.sotu.on_cap=renormalise"])
     assert arm.stages[0].curriculum is None
     assert arm.stages[0].gate is None
     assert arm.replay.rule == "off"
     assert arm.forgetting.max_bpb_increase is None
     assert arm.distillation is None
-    assert arm.data.sources["sotu"].max_epochs is None
+    assert (arm.data.sources["sotu"].max_epochs, arm.data.sources["sotu"].on_cap) == (None, "error")
+
+
+def test_it_has_no_other_plans_to_go_over_to():
+    main = composed(["experiment=demo"])
+    assert control_arm(replace(main, alternatives={"gentle": main.stages})).alternatives == {}
 
 
 def test_the_control_arm_of_a_control_arm_is_itself():

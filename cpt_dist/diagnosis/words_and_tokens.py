@@ -31,8 +31,6 @@ _WORD = re.compile(r"\w+")
 class TokenCounts:
     """A sample under a tokenizer."""
 
-    per_document: np.ndarray
-    """Tokens of each document of the sample, int64."""
     num_words: int
     mean_word: float
     """Characters."""
@@ -69,7 +67,7 @@ def count_tokens(
     else:
         bounds = [None if bound is None else bound * total for bound in (low, high)]
         volume = Estimate(per_byte.value * total, *bounds)
-    return TokenCounts(tokens, len(words), mean_word, per_byte, per_word, volume)
+    return TokenCounts(len(words), mean_word, per_byte, per_word, volume)
 
 
 def _vocabulary(documents: Iterable[SampledDocument], num_words: int) -> set[str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from cpt_dist.config import check_shard_size
 from cpt_dist.engine.distributed import World
+from cpt_dist.shard_size import check_shard_size
 
 
 def state_mesh(world: World, shard_size: int) -> DeviceMesh:

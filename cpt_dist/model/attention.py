@@ -13,7 +13,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from cpt_kernels import Backend, KernelRefusedError, Spec, choose, document_attention, register
@@ -37,6 +37,26 @@ QUERY_BLOCK_TOKENS = 512
 FLASH_MAX_HEAD_DIM = 256
 RING = "ring"
 """Feature of a backend: it attends to some keys at a time and tells how much they weigh."""
+
+
+class Heads(NamedTuple):
+    """What a layer hands to its attention."""
+
+    query: Tensor
+    """[heads, tokens, head_dim]"""
+    key: Tensor
+    """[heads, tokens, head_dim], of as many heads or fewer (grouped queries)."""
+    value: Tensor
+    scaling: float | None = None
+    """Factor of the scores; None: head_dim ** -0.5."""
+    dropout: float = 0.0
+    window: int | None = None
+    """A token attends to itself and the window - 1 tokens before it; None: to all before it."""
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value."""
+        return self.query, self.key, self.value
 
 
 @dataclass
@@ -76,18 +96,9 @@ class Documents:
         """What a backend has to be able to do beside attention within documents."""
         return frozenset()
 
-    def attend(
-        self,
-        backend: Backend,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float | None,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
-        """[heads, tokens, head_dim] each -> [tokens, heads, head_dim], by a backend of `packed_attention`."""
-        return backend.function(query, key, value, self, scaling, dropout, window)
+    def attend(self, backend: Backend, heads: Heads) -> Tensor:
+        """[tokens, heads, head_dim], by a backend of `packed_attention`."""
+        return backend.function(heads, self)
 
 
 def packed_attention(
@@ -129,7 +140,7 @@ def packed_attention(
     documents.windows_used[id(module)] = sliding_window
     device, head_dim = query.device.type, query.shape[-1]
     backend = choose_backend(documents.backend, device, query.dtype, head_dim, documents.features)
-    attended = documents.attend(backend, query[0], key[0], value[0], scaling, dropout, sliding_window)
+    attended = documents.attend(backend, Heads(query[0], key[0], value[0], scaling, dropout, sliding_window))
     return attended[None], None
 
 
@@ -162,16 +173,8 @@ def _flash_supports(spec: Spec) -> str | None:
     return None
 
 
-def _flash(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    documents: Documents,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-) -> Tensor:
-    """flash_attn_varlen_func: [heads, tokens, head_dim] each -> [tokens, heads, head_dim]. Not measured on a GPU."""
+def _flash(heads: Heads, documents: Documents) -> Tensor:
+    """flash_attn_varlen_func: -> [tokens, heads, head_dim]. Not measured on a GPU."""
     from flash_attn import flash_attn_varlen_func
 
     borders = key_borders = documents.cu_seqlens
@@ -179,29 +182,22 @@ def _flash(
         # The causal mask is aligned to the last key of each document.
         key_borders = torch.cat([borders[:1], borders[1:] + documents.keys_before])
     return flash_attn_varlen_func(
-        *(part.transpose(0, 1) for part in (query, key, value)),
+        *(part.transpose(0, 1) for part in heads.parts),
         cu_seqlens_q=borders,
         cu_seqlens_k=key_borders,
         max_seqlen_q=documents.longest,
         max_seqlen_k=documents.longest + documents.keys_before,
-        dropout_p=dropout,
-        softmax_scale=scaling,
+        dropout_p=heads.dropout,
+        softmax_scale=heads.scaling,
         causal=True,
         # flash-attn counts the tokens to the left, transformers the token itself as well.
-        window_size=(-1, -1) if window is None else (window - 1, 0),
+        window_size=(-1, -1) if heads.window is None else (heads.window - 1, 0),
     )
 
 
-def _sdpa_per_document(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    documents: Documents,
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-) -> Tensor:
-    """torch's SDPA for each run of equal documents: [heads, tokens, head_dim] each -> [tokens, heads, head_dim]."""
+def _sdpa_per_document(heads: Heads, documents: Documents) -> Tensor:
+    """torch's SDPA for each run of equal documents: -> [tokens, heads, head_dim]."""
+    query, key, value, scaling, dropout, window = heads
     pieces, before = [], documents.keys_before
     runs = documents.runs
     if before:
@@ -269,25 +265,15 @@ def _no_mask(*_: Any, **__: Any) -> None:
 def _by(kernel: str) -> Callable[..., Tensor]:
     """`document_attention` by one of its backends; that of Triton has not been measured on a GPU."""
 
-    def attend(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        documents: Documents,
-        scaling: float | None,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
-        """[heads, tokens, head_dim] each -> [tokens, heads, head_dim]."""
-        if dropout:
+    def attend(heads: Heads, documents: Documents) -> Tensor:
+        """-> [tokens, heads, head_dim]"""
+        if heads.dropout:
             raise UserError(f"model.attention: '{kernel}' has no dropout; set it to auto or sdpa_per_document")
         return document_attention(
-            query,
-            key,
-            value,
+            *heads.parts,
             documents.cu_seqlens,
-            scale=scaling,
-            window=window,
+            scale=heads.scaling,
+            window=heads.window,
             keys_before=documents.keys_before,
             backend=kernel,
         )

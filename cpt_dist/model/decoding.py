@@ -17,7 +17,7 @@ from cpt_kernels import Backend
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from cpt_dist.model.attention import Documents
+from cpt_dist.model.attention import Documents, Heads
 from cpt_dist.model.packed import PackedCausalLM
 
 
@@ -35,22 +35,14 @@ class KeptDocuments(Documents):
     layer: int = 0
     """The layer whose attention comes next."""
 
-    def attend(
-        self,
-        backend: Backend,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float | None,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
+    def attend(self, backend: Backend, heads: Heads) -> Tensor:
         """As `Documents.attend`; after the first forward each document has one query."""
+        query, key, value, scaling, _, window = heads
         number, self.layer = self.layer, self.layer + 1
         if number == len(self.keys):
             self.keys.append(self._padded(key))
             self.values.append(self._padded(value))
-            return super().attend(backend, query, key, value, scaling, dropout, window)
+            return super().attend(backend, heads)
         keys, values = self.keys[number], self.values[number]
         rows = torch.arange(len(self.lengths), device=key.device)
         keys[rows, :, self.lengths - 1] = key.transpose(0, 1)

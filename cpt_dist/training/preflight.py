@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from cpt_dist.config import CptConfig, check_shard_size
+from cpt_dist.config import CptConfig
 from cpt_dist.context_config import context_rank_problems, stage_context
 from cpt_dist.corpus.inputs import find_inputs
 from cpt_dist.data.long_documents import short_share_problems
@@ -30,6 +30,7 @@ from cpt_dist.model.folder import check_model_folder, max_positions, read_model_
 from cpt_dist.model.rope import stage_ropes, stage_trained_positions
 from cpt_dist.plans_of_run import all_plans, all_stages
 from cpt_dist.run_directory import RunDirectory
+from cpt_dist.shard_size import check_shard_size
 from cpt_dist.training.forking import parent_of, with_beginning
 from cpt_dist.training.growth import sources_and_order
 from cpt_dist.training.teacher_files import check_teacher_files

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import simulate, stream, stream_data
-from benchmarks.peer_jobs import Rows
+from benchmarks.stream_peers import Rows
 
 
 @pytest.fixture

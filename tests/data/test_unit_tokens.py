@@ -57,6 +57,10 @@ def before_bytes(*parts):
     return pre_tokenizers.Sequence([*parts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
+def cut_by(tokenizer, *parts):
+    tokenizer.pre_tokenizer = before_bytes(*parts)
+
+
 BEFORE = {
     "gpt2": pre_tokenizers.ByteLevel(add_prefix_space=False),
     "smollm": pre_tokenizers.Sequence(
@@ -106,6 +110,17 @@ def test_units_have_the_tokens_and_offsets_of_the_whole_text(name, texts):
         lambda tokenizer: setattr(tokenizer, "model", models.BPE(dropout=0.1)),
         lambda tokenizer: tokenizer.add_tokens([AddedToken("two words")]),
         lambda tokenizer: tokenizer.add_tokens([AddedToken("<x>", rstrip=True)]),
+        lambda tokenizer: tokenizer.add_tokens([AddedToken("<x>", lstrip=True)]),
+        lambda tokenizer: tokenizer.add_tokens([AddedToken("<x>", single_word=True)]),
+        lambda tokenizer: cut_by(tokenizer, pre_tokenizers.Split(Regex(LLAMA), "merged_with_previous")),
+        lambda tokenizer: cut_by(tokenizer, pre_tokenizers.Split(Regex(LLAMA), "isolated", invert=True)),
+        lambda tokenizer: cut_by(tokenizer, pre_tokenizers.Split(Regex(LLAMA), "isolated"), pre_tokenizers.Digits()),
+        lambda tokenizer: cut_by(tokenizer, pre_tokenizers.Digits()),
+        lambda tokenizer: setattr(
+            tokenizer,
+            "pre_tokenizer",
+            pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), BEFORE["gpt2"]]),
+        ),
     ],
 )
 def test_a_tokenizer_whose_units_depend_on_each_other_is_left_to_the_library(change):
@@ -113,6 +128,12 @@ def test_a_tokenizer_whose_units_depend_on_each_other_is_left_to_the_library(cha
     assert unit_pattern(tokenizer) is not None
     change(tokenizer)
     assert unit_pattern(tokenizer) is None
+
+
+def test_special_tokens_that_would_join_units_are_no_text_and_so_no_reason():
+    tokenizer = trained(BEFORE["gpt2"])
+    tokenizer.add_special_tokens([AddedToken("<end of text>", lstrip=True, special=True)])
+    assert unit_pattern(tokenizer) is not None
 
 
 def test_what_is_remembered_is_bounded_and_changes_nothing(monkeypatch):
@@ -125,6 +146,24 @@ def test_what_is_remembered_is_bounded_and_changes_nothing(monkeypatch):
         assert list(memoryview(found.ids).cast("H")) == tokenizer.encode(text).ids
         assert max(map(len, units._ids)) <= unit_tokens.LONGEST_UNIT
     assert len(units._ids) <= len(re.findall(r"\S+", text))
+    units.encode(["q r"], [False])
+    assert sorted(units._ids) == [" r", "q"]
+
+
+@pytest.mark.parametrize("text", ["熊" * 50, *(f"a{character} b" for character in unit_tokens._AMBIGUOUS)])
+def test_text_without_units_or_with_disputed_white_space_is_left_to_the_library(text):
+    tokenizer = TOKENIZERS["gpt2"]
+    units = UnitTokens(tokenizer, unit_pattern(tokenizer), "uint16")
+    assert units.encode(["a b", text], [False, False])[1] is None
+    assert len(unit_tokens._AMBIGUOUS) == 5
+
+
+def test_new_units_that_begin_with_a_line_end_do_not_touch_each_other():
+    tokenizer = TOKENIZERS["llama3"]
+    texts = ["\n).", "\nword"]
+    assert len(tokenizer.encode("".join(texts)).ids) < sum(len(tokenizer.encode(text).ids) for text in texts)
+    found = UnitTokens(tokenizer, unit_pattern(tokenizer), "uint16").encode(texts, [False, False])
+    assert [list(memoryview(one.ids).cast("H")) for one in found] == [tokenizer.encode(text).ids for text in texts]
 
 
 def test_documents_get_the_same_tokens_and_cuts_with_and_without_units(tmp_path, monkeypatch):

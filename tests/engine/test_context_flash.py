@@ -13,7 +13,7 @@ import torch
 
 from cpt_dist.engine.context.blocks import Block, FlashKernel, ProductKernel
 from cpt_dist.model import attention
-from cpt_dist.model.attention import Documents
+from cpt_dist.model.attention import Documents, Heads
 
 SCALE = 0.3
 BLOCKS = {
@@ -106,6 +106,6 @@ def test_both_backends_attend_to_keys_before_the_queries(window):
     borders = torch.tensor([0, 4, 8, 9], dtype=torch.int32)
     documents = Documents.of(borders, 9, keys_before=7)
     parts = [part.transpose(0, 1) for part in inputs(9, 16)]
-    ours = attention._flash(*parts, documents, SCALE, 0.0, window)
-    theirs = attention._sdpa_per_document(*parts, documents, SCALE, 0.0, window)
+    ours = attention._flash(Heads(*parts, SCALE, 0.0, window), documents)
+    theirs = attention._sdpa_per_document(Heads(*parts, SCALE, 0.0, window), documents)
     torch.testing.assert_close(ours, theirs)

@@ -1,7 +1,8 @@
 import pytest
 
-from cpt_dist.config import CptConfig, check_shard_size
+from cpt_dist.config import CptConfig
 from cpt_dist.errors import UserError
+from cpt_dist.shard_size import check_shard_size
 from cpt_dist.validation import validate
 
 

@@ -41,6 +41,7 @@ def test_a_first_document_beyond_the_budget_gives_whole_characters_of_its_beginn
     text = "日本語 naïve 日本 café " * 3
     chosen = choose_texts([Document("0", text), Document("1", "a")], encoder, max_tokens)
     assert all(item.is_prefix and text.startswith(item.text) for item in chosen)
+    assert len(chosen) == (max_tokens >= len(encoder.text_tokens(text[0])))
     assert sum(len(encoder.text_tokens(item.text)) for item in chosen) <= max_tokens
     assert sum(item.num_bytes for item in chosen) == len("".join(item.text for item in chosen).encode())
     if max_tokens >= 3:

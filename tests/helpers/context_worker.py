@@ -18,7 +18,7 @@ from cpt_dist.engine.build import build_engine
 from cpt_dist.engine.context.attention import METHODS
 from cpt_dist.engine.context.parallel import ContextParallel
 from cpt_dist.engine.context.split import split_sequence
-from cpt_dist.model.attention import Documents, choose_backend
+from cpt_dist.model.attention import Documents, Heads, choose_backend
 from cpt_dist.model.load import load_model
 
 LENGTHS = {
@@ -52,7 +52,7 @@ class Attention:
         parts = [part.clone().requires_grad_() for part in self.inputs]
         documents = Documents.of(torch.tensor(self.borders), self.borders[-1])
         backend = choose_backend("auto", "cpu", torch.float32)
-        attended = documents.attend(backend, *parts, None, 0.0, window)
+        attended = documents.attend(backend, Heads(*parts, window=window))
         attended.backward(self.above)
         return [attended.detach(), *(part.grad.transpose(0, 1) for part in parts)]
 
@@ -66,7 +66,7 @@ class Attention:
         documents = Documents.of(torch.tensor(split.borders), split.borders[-1])
         method = METHODS[context.method](split, context._group, torch.device("cpu"))
         backend = choose_backend("auto", "cpu", torch.float32, features=method.features)
-        attended = method.attend(backend, *parts, documents, None, 0.0, window)
+        attended = method.attend(backend, Heads(*parts, window=window), documents)
         attended.backward(torch.nn.functional.pad(self.above, (0, 0, 0, 0, 0, padding))[own])
         results = []
         for one in [attended.detach(), *(part.grad.transpose(0, 1) for part in parts)]:

@@ -7,7 +7,7 @@ it doesn't matter which process makes them, or how often; a unit is done when it
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -162,8 +162,3 @@ def file_of(stem: Path, ending: str) -> Path:
     """A unit's file; its folder exists afterwards."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     return stem.with_name(f"{stem.name}.{ending}")
-
-
-def names_of(units: Sequence[Unit], job: Job) -> list[str]:
-    """Name of each unit's source."""
-    return [job.source_of(unit).name for unit in units]

@@ -19,7 +19,7 @@ from cpt_dist.engine.context.blocks import KERNELS
 from cpt_dist.engine.context.collectives import ExchangeHeads, GatherTokens
 from cpt_dist.engine.context.ring import Piece, RingAttention, pieces
 from cpt_dist.engine.context.split import SequenceSplit
-from cpt_dist.model.attention import RING, Documents
+from cpt_dist.model.attention import RING, Documents, Heads
 
 
 class SharedAttention(ABC):
@@ -32,18 +32,8 @@ class SharedAttention(ABC):
         self.split, self.group, self.device = split, group, device
 
     @abstractmethod
-    def attend(
-        self,
-        backend: Backend,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        documents: Documents,
-        scaling: float | None,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
-        """[heads, tokens of this rank, head_dim] each -> [tokens of this rank, heads, head_dim]."""
+    def attend(self, backend: Backend, heads: Heads, documents: Documents) -> Tensor:
+        """The tokens of this rank: -> [tokens of this rank, heads, head_dim]."""
 
 
 @dataclass(kw_only=True)
@@ -56,17 +46,8 @@ class SharedDocuments(Documents):
     def features(self) -> frozenset[str]:
         return self.method.features
 
-    def attend(
-        self,
-        backend: Backend,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float | None,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
-        return self.method.attend(backend, query, key, value, self, scaling, dropout, window)
+    def attend(self, backend: Backend, heads: Heads) -> Tensor:
+        return self.method.attend(backend, heads, self)
 
 
 class GatheredAttention(SharedAttention):
@@ -83,26 +64,14 @@ class GatheredAttention(SharedAttention):
             documents.cu_seqlens = borders.to(device)
             self._parts.append((span[1] - span[0], slice(first_key, span[1]), documents))
 
-    def attend(
-        self,
-        backend: Backend,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        documents: Documents,
-        scaling: float | None,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
-        own = torch.stack([key.transpose(0, 1), value.transpose(0, 1)], dim=1)
+    def attend(self, backend: Backend, heads: Heads, documents: Documents) -> Tensor:
+        own = torch.stack([heads.key.transpose(0, 1), heads.value.transpose(0, 1)], dim=1)
         gathered = cast(Tensor, GatherTokens.apply(own, self._places, self.group))
         keys, values = gathered.permute(1, 2, 0, 3)
         attended, at = [], 0
         for length, seen, borders in self._parts:
-            queries = query[:, at : at + length]
-            attended.append(
-                backend.function(queries, keys[:, seen], values[:, seen], borders, scaling, dropout, window)
-            )
+            part = heads._replace(query=heads.query[:, at : at + length], key=keys[:, seen], value=values[:, seen])
+            attended.append(backend.function(part, borders))
             at += length
         return torch.cat(attended)
 
@@ -110,19 +79,9 @@ class GatheredAttention(SharedAttention):
 class UlyssesAttention(SharedAttention):
     """Each rank attends with some of the heads over all tokens (DeepSpeed-Ulysses, arXiv 2309.14509)."""
 
-    def attend(
-        self,
-        backend: Backend,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        documents: Documents,
-        scaling: float | None,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
-        of_heads = [ExchangeHeads.apply(part, self.group, True) for part in (query, key, value)]
-        attended = backend.function(*of_heads, documents, scaling, dropout, window)
+    def attend(self, backend: Backend, heads: Heads, documents: Documents) -> Tensor:
+        query, key, value = (ExchangeHeads.apply(part, self.group, True) for part in heads.parts)
+        attended = backend.function(heads._replace(query=query, key=key, value=value), documents)
         return cast(Tensor, ExchangeHeads.apply(attended.transpose(0, 1), self.group, False)).transpose(0, 1)
 
 
@@ -142,23 +101,13 @@ class RingedAttention(SharedAttention):
             self._rounds[window] = [list(pieces(self.split, rank, other, window)) for other in others]
         return self._rounds[window]
 
-    def attend(
-        self,
-        backend: Backend,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        documents: Documents,
-        scaling: float | None,
-        dropout: float,
-        window: int | None,
-    ) -> Tensor:
-        if dropout:
+    def attend(self, backend: Backend, heads: Heads, documents: Documents) -> Tensor:
+        if heads.dropout:
             raise ValueError("a ring has no dropout: its blocks are computed anew in the backward pass")
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        tokens_first = [part.transpose(0, 1) for part in (query, key, value)]
-        kernel = KERNELS[backend.name]
-        return cast(Tensor, RingAttention.apply(*tokens_first, self._rounds_within(window), scale, kernel, self.group))
+        scale = heads.query.shape[-1] ** -0.5 if heads.scaling is None else heads.scaling
+        tokens_first = [part.transpose(0, 1) for part in heads.parts]
+        rounds, kernel = self._rounds_within(heads.window), KERNELS[backend.name]
+        return cast(Tensor, RingAttention.apply(*tokens_first, rounds, scale, kernel, self.group))
 
 
 METHODS: dict[str, type[SharedAttention]] = {
