@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -225,26 +225,15 @@ def _read_text(path: Path, text_field: TextField, policy: str, start: int, other
         yield Record(str(path), 0, 0, text, None if text is not None else INVALID_UTF8, repaired)
 
 
-def _json_column(table: pyarrow.RecordBatch | pyarrow.Table, names: tuple[str, ...]) -> list[bytes | None]:
-    """Each row's fields as a JSON object; a byte that is no UTF-8 stands for a row that holds such."""
+def _said_column(
+    table: pyarrow.RecordBatch | pyarrow.Table, names: Sequence[str], say: Callable[[Any], str | None]
+) -> list[bytes | None]:
+    """What `say` makes of each row's fields; a byte that is no UTF-8 stands for a row that holds such."""
     chosen = table.select(list(names))
     column: list[bytes | None] = []
     for row in range(chosen.num_rows):
         try:
-            text = _as_json(chosen.slice(row, 1).to_pylist()[0], names)
-            column.append(None if text is None else text.encode("utf-8"))
-        except UnicodeDecodeError:
-            column.append(b"\xff")
-    return column
-
-
-def _joined_column(table: pyarrow.RecordBatch | pyarrow.Table, names: Sequence[str]) -> list[bytes | None]:
-    """What each row's fields say, those that the table has."""
-    chosen = table.select([name for name in names if name in table.schema.names])
-    column: list[bytes | None] = []
-    for row in range(chosen.num_rows):
-        try:
-            text = _joined(chosen.slice(row, 1).to_pylist()[0], names)
+            text = say(chosen.slice(row, 1).to_pylist()[0])
             column.append(None if text is None else text.encode("utf-8"))
         except UnicodeDecodeError:
             column.append(b"\xff")
@@ -256,9 +245,10 @@ def _text_column(path: Path, table: pyarrow.RecordBatch | pyarrow.Table, text_fi
     import pyarrow as pa
 
     if isinstance(text_field, tuple):
-        return _json_column(table, text_field)
+        return _said_column(table, text_field, lambda row: _as_json(row, text_field))
     if isinstance(text_field, AnyOf):
-        return _joined_column(table, text_field.names)
+        known = [name for name in text_field.names if name in table.schema.names]
+        return _said_column(table, known, lambda row: _joined(row, text_field.names))
     column = table.column(text_field)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
