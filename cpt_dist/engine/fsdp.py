@@ -32,7 +32,7 @@ from cpt_dist.engine.optimizer import TORCH, adamw, parameter_groups, set_learni
 from cpt_dist.engine.piecewise_adamw import Place
 from cpt_dist.engine.teacher import StepDistillation
 from cpt_dist.engine.updates import UpdateHistory
-from cpt_dist.engine.weights_from_first import given_by_first
+from cpt_dist.engine.weights_from_first import sharded_from_first
 from cpt_dist.model.packed import PackedCausalLM
 
 
@@ -66,7 +66,7 @@ class FsdpEngine(Engine):
         if not self._sharded:
             model.to(world.device)
         else:
-            with given_by_first(model, world, config.offload):
+            with sharded_from_first(model, world, config.offload):
                 # Moves a layer to the device and shards it before the next: no device has to hold the whole model.
                 for layer in model.decoder_layers():
                     fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload)

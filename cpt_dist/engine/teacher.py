@@ -28,7 +28,7 @@ from cpt_dist.data.batch import Batch
 from cpt_dist.engine.context.parallel import OwnPart
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.mesh import state_mesh
-from cpt_dist.engine.weights_from_first import given_by_first
+from cpt_dist.engine.weights_from_first import sharded_from_first
 from cpt_dist.model.loss_head import LossHead, SoftTargets
 from cpt_dist.model.packed import PackedCausalLM
 
@@ -83,7 +83,7 @@ class Teacher:
         if not self._sharded:
             model.to(world.device)
         else:
-            with given_by_first(model, world, config.offload):
+            with sharded_from_first(model, world, config.offload):
                 self._shard(config, world)
 
     def _shard(self, config: EngineConfig, world: World) -> None:

@@ -6,7 +6,7 @@ Else each rank would hold the whole model in fp32 in host memory before it is sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -40,38 +40,65 @@ def layout(model: nn.Module) -> dict[str, Any]:
 
 
 @contextmanager
-def given_by_first(model: nn.Module, world: World, offload: bool) -> Iterator[None]:
+def sharded_from_first(model: nn.Module, world: World, offload: bool) -> Iterator[None]:
     """Inside `model` is to be sharded by FSDP2; then ranks that have it on the meta device get shards of rank 0's.
 
     Parameters get memory on the CPU if they are to be offloaded, else on the rank's device. Every rank must enter it.
     """
     given = any(world.gather(lacks_weights(model)))
-    whole = {}
-    if given and world.is_first:
-        whole = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    whole = _tensors_of_first(model.named_parameters(), world) if given else {}
+    buffers = _tensors_of_first(model.named_buffers(), world) if given else {}
     yield
-    if given:
-        _fill(model, whole, world, offload)
+    if not given:
+        return
+    if lacks_weights(model):
+        model.to_empty(device="cpu" if offload else world.device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            sharded = cast(DTensor, parameter)
+            # One whole tensor at a time beside the shards; rank 0 drops its own as they are given away.
+            tensor = _from_first(whole, name, sharded, world)
+            own = distribute_tensor(tensor, sharded.device_mesh, sharded.placements, src_data_rank=None)
+            sharded.to_local().copy_(own.to_local())
+    _give_buffers(model, buffers, world)
 
 
 @torch.no_grad()
-def _fill(model: nn.Module, weights: dict[str, Tensor], world: World, offload: bool) -> None:
-    # A rank holds one whole tensor at a time beside its shards; rank 0 drops its own as they are given away.
-    if lacks_weights(model):
-        model.to_empty(device="cpu" if offload else world.device)
-    for name, parameter in model.named_parameters():
-        sharded = cast(DTensor, parameter)
-        whole = _from_first(weights, name, sharded, world)
-        own = distribute_tensor(whole, sharded.device_mesh, sharded.placements, src_data_rank=None)
-        sharded.to_local().copy_(own.to_local())
+def partition_from_first(
+    deepspeed: Any, model: nn.Module, settings: dict[str, Any], dtype: torch.dtype, world: World
+) -> None:
+    """Partition `model` by ZeRO-3 in `dtype`, so that ranks that have it on the meta device get theirs of rank 0's.
+
+    `settings` are those of deepspeed.initialize, which takes a partitioned model as it is. Every rank must call it.
+    """
+    buffers = _tensors_of_first(model.named_buffers(), world)
+    for parameter in model.parameters():
+        if parameter.is_meta:
+            # Pages that nobody writes take no memory: zero.Init fills one parameter from rank 0, and drops it again.
+            # The optimizer and tied modules hold these objects, so what is swapped is their content.
+            empty = torch.empty(parameter.shape, dtype=dtype)
+            torch.utils.swap_tensors(parameter, nn.Parameter(empty, parameter.requires_grad))
+        else:
+            parameter.data = parameter.data.to(dtype)
+    deepspeed.zero.Init(module=model, config_dict_or_path=settings, dtype=dtype)
+    _give_buffers(model, buffers, world)
+
+
+def _tensors_of_first(named: Iterable[tuple[str, Tensor]], world: World) -> dict[str, Tensor]:
+    """On rank 0 the tensors, without copies; nothing on the others."""
+    return {name: tensor.detach() for name, tensor in named} if world.is_first else {}
+
+
+def _give_buffers(model: nn.Module, buffers: dict[str, Tensor], world: World) -> None:
     for name, buffer in list(model.named_buffers()):
         owner, _, own_name = name.rpartition(".")
-        setattr(model.get_submodule(owner), own_name, _from_first(weights, name, buffer, world))
+        setattr(model.get_submodule(owner), own_name, _from_first(buffers, name, buffer, world))
 
 
-def _from_first(weights: dict[str, Tensor], name: str, like: Tensor, world: World) -> Tensor:
-    whole = weights.pop(name).to(world.device) if world.is_first else None
-    if whole is None:
+def _from_first(tensors: dict[str, Tensor], name: str, like: Tensor, world: World) -> Tensor:
+    if world.is_first:
+        whole = tensors.pop(name).to(world.device)
+    else:
         whole = torch.empty(like.shape, dtype=like.dtype, device=world.device)
     dist.broadcast(whole, 0)
     return whole

@@ -24,6 +24,7 @@ from cpt_dist.engine.distributed import World
 from cpt_dist.engine.optimizer import TORCH, adamw, parameter_groups, set_learning_rate
 from cpt_dist.engine.teacher import StepDistillation
 from cpt_dist.engine.updates import UpdateHistory
+from cpt_dist.engine.weights_from_first import lacks_weights, partition_from_first
 from cpt_dist.engine.zero_state import ZeroState, zero_state
 from cpt_dist.errors import UserError
 from cpt_dist.model.chunked_mlp import ChunkedMlp
@@ -72,7 +73,10 @@ def deepspeed_config(
 
 
 class ZeroEngine(Engine):
-    """`model` (fp32, whole on each rank) is handed to DeepSpeed, which shards it as its stage says."""
+    """`model` (fp32) is handed to DeepSpeed, which shards it as its stage says.
+
+    It is whole on each rank, or for stage 3 on rank 0 and on the meta device elsewhere.
+    """
 
     name = "zero"
 
@@ -102,11 +106,10 @@ class ZeroEngine(Engine):
         self.updates = UpdateHistory()
         self._frozen: list[torch.nn.Parameter] = []
         self._freezes: list[Any] = []
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=self._adamw,
-            config=deepspeed_config(config, optimizer, compute_dtype, world.size),
-        )
+        settings = deepspeed_config(config, optimizer, compute_dtype, world.size)
+        if self.stage == 3 and any(world.gather(lacks_weights(model))):
+            partition_from_first(deepspeed, model, settings, compute_dtype, world)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=self._adamw, config=settings)
         self.model = self._engine.module
         self._norm = float("inf")
         self._accept: Callable[[float], bool] = math.isfinite

@@ -73,6 +73,6 @@ def add_teacher(engine: Engine, config: CptConfig) -> None:
         config.model, path=teacher_folder(config), activation_checkpointing=False, activation_offload=False
     )
     with said_of_the_teacher():
-        model = load_for(engine.world, settings, config.kernels, (device.type, dtype), by_fsdp=True)
+        model = load_for(engine.world, settings, config.kernels, (device.type, dtype), sharded=True)
     engine.model.head.check_teacher(model.head, device.type, dtype)
     engine.teacher = Teacher(model, config.engine, engine.world, dtype)

@@ -1,6 +1,7 @@
 """A model on all ranks of a job, from as little host memory as the engine allows.
 
-FSDP2 shards what rank 0 has loaded, so its other ranks need shapes alone. ZeRO takes a whole model from each rank.
+FSDP2 and ZeRO-3 shard what rank 0 has loaded, so the other ranks need shapes alone. The lower stages of ZeRO keep the
+whole model on each rank, and take it from each.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from cpt_dist.model.packed import PackedCausalLM
 
 
 def load_for(
-    world: World, settings: ModelConfig, kernels: KernelsConfig, compute: tuple[str, torch.dtype], by_fsdp: bool
+    world: World, settings: ModelConfig, kernels: KernelsConfig, compute: tuple[str, torch.dtype], sharded: bool
 ) -> PackedCausalLM:
-    """`load_model` in fp32; on ranks but the first on the meta device where it is to be sharded `by_fsdp`.
+    """`load_model` in fp32; on ranks but the first on the meta device where its weights are to be `sharded`.
 
     Raises UserError on every rank where one cannot load it. Every rank must call it.
     """
@@ -27,7 +28,7 @@ def load_for(
     def load(weights: bool) -> PackedCausalLM:
         return load_model(settings, torch.float32, kernels, compute, weights)
 
-    if not by_fsdp or world.size == 1:
+    if not sharded or world.size == 1:
         return load(True)
     model, problems = None, []
     try:

@@ -23,7 +23,7 @@ from cpt_dist.data.run_order import sample_order, stages_of_run
 from cpt_dist.data.skip import Skip
 from cpt_dist.data.stage_epochs import kept_stages, read_stages
 from cpt_dist.data.view_names import source_of
-from cpt_dist.engine.build import build_engine
+from cpt_dist.engine.build import build_engine, shards_weights
 from cpt_dist.engine.distributed import World
 from cpt_dist.engine.precision import resolve_precision
 from cpt_dist.engine.updates import UpdateHistory, check_trainable
@@ -78,7 +78,7 @@ def set_up(config: CptConfig, world: World) -> Run:
     distillation = Distillation(config, sources) if config.distillation is not None else None
     dtype, reason = resolve_precision(config.engine.precision, world.device)
     compute = (world.device.type, dtype)
-    model = load_for(world, config.model, config.kernels, compute, config.engine.name == "fsdp")
+    model = load_for(world, config.model, config.kernels, compute, shards_weights(config.engine))
     names = [model.hf_name(name) for name, _ in model.named_parameters()]
     check_trainable([(stage.name, stage.trainable) for stage in all_stages(config)], names)
     engine = build_engine(model, config, world, dtype)
