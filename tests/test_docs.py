@@ -1,7 +1,7 @@
 """What README and docs tell a reader to type, typed.
 
-Launch commands are composed and checked, without what they begin then; those that train for minutes are run by `make demo`, and
-their like on a tiny model by tests/e2e. Make targets must exist. Relative links must lead somewhere.
+Launch commands are composed and checked, without what they begin then; those that train for minutes are run by `make
+demo`, and their like on a tiny model by tests/e2e. Make targets must exist. Relative links must lead somewhere.
 """
 
 import contextlib
