@@ -146,24 +146,22 @@ def test_a_metric_without_values_of_items_is_not_run(folder, lm):
     assert scores.not_run == "its metric 'bits_per_byte' has no value for a single item; name another one"
 
 
-def test_data_that_cannot_be_had_is_not_run(folder, lm):
-    (folder / "tasks" / "gone.yaml").write_text(
+def test_data_that_cannot_be_had_is_not_run(lm, tmp_path):
+    (tmp_path / "gone.yaml").write_text(
         "task: gone\ndataset_path: json\ndataset_kwargs: {data_files: {test: /nowhere.jsonl}}\ntest_split: test\n"
         "doc_to_text: a\ndoc_to_target: b\noutput_type: loglikelihood\n"
     )
     suites = read_suites(["gone"])
-    tasks = load_tasks(suites, [str(folder / "tasks")])
+    tasks = load_tasks(suites, [str(tmp_path)])
     scores = run_suite(suites[0], tasks["gone"], lm)
     assert scores.not_run.startswith("its data or its code doesn't load here (Unable to find")
 
 
-def test_code_that_the_model_writes_is_never_executed(folder, lm):
-    text = (
-        (folder / "tasks" / "their_texts.yaml").read_text().replace("their_texts\n", "unsafe\nunsafe_code: true\n", 1)
-    )
-    (folder / "tasks" / "unsafe.yaml").write_text(text)
+def test_code_that_the_model_writes_is_never_executed(folder, lm, tmp_path):
+    text = (folder / "tasks" / "their_texts.yaml").read_text()
+    (tmp_path / "unsafe.yaml").write_text(text.replace("their_texts\n", "unsafe\nunsafe_code: true\n", 1))
     suites = read_suites(["unsafe"])
-    scores = run_suite(suites[0], load_tasks(suites, [str(folder / "tasks")])["unsafe"], lm)
+    scores = run_suite(suites[0], load_tasks(suites, [str(tmp_path)])["unsafe"], lm)
     assert scores.not_run == "it executes code that the model writes, which is never done here"
 
 
