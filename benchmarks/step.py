@@ -114,7 +114,15 @@ class Comparison:
 
     def __init__(self, folder: Path, layers: int, arguments: argparse.Namespace) -> None:
         self.folder, self.layers, self.arguments = folder, layers, arguments
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = self._of_other_cases()
+
+    def _of_other_cases(self) -> list[dict[str, Any]]:
+        """With --only the rows that the file has of the other cases."""
+        out, chosen = self.arguments.out, self.arguments.only
+        if not chosen or not out.exists():
+            return []
+        rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+        return [row for row in rows if not any(case in row["metric"] for case in chosen)]
 
     def in_turns(self, peer: str, case: str) -> tuple[Figures, Figures, Figures] | None:
         """Medians of ours and of a peer, and of their turns' ratios; None, with the reason printed, if it can't run."""
@@ -196,7 +204,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=None, help="turns of each pair, of which the median counts")
     parser.add_argument("--layers", type=int, default=None, help=f"layers of the model; {FULL_LAYERS} without --quick")
     parser.add_argument("--threads", type=int, default=2, help="of every process; 1 where others use the machine too")
-    parser.add_argument("--only", choices=list(CASES), action="append", help="this case; may be repeated")
+    parser.add_argument("--only", choices=list(CASES), action="append", help="this case, rows of the others stay")
     parser.add_argument("--clock", choices=list(CLOCKS), default="seconds", help="which picks the fastest settings")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "cache" / "peers", help="peers' environments")
     parser.add_argument("--out", type=Path, default=RESULTS)
