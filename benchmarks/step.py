@@ -47,6 +47,7 @@ PEERS = {
     "default": {"ours+model": "kernels=model, the default"},
 }
 """Who -> kind of a process -> its settings in words."""
+KINDS = [kind for settings in PEERS.values() for kind in settings]
 NAMES = {"trainer": "transformers Trainer", "litgpt": LITGPT, "default": "ours"}
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
@@ -114,15 +115,9 @@ class Comparison:
 
     def __init__(self, folder: Path, layers: int, arguments: argparse.Namespace) -> None:
         self.folder, self.layers, self.arguments = folder, layers, arguments
-        self.rows: list[dict[str, Any]] = self._of_other_cases()
-
-    def _of_other_cases(self) -> list[dict[str, Any]]:
-        """With --only the rows that the file has of the other cases."""
-        out, chosen = self.arguments.out, self.arguments.only
-        if not chosen or not out.exists():
-            return []
-        rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
-        return [row for row in rows if not any(case in row["metric"] for case in chosen)]
+        self.rows: list[dict[str, Any]] = []
+        if (arguments.only or arguments.peer) and arguments.out.exists():
+            self.rows = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"]
 
     def in_turns(self, peer: str, case: str) -> tuple[Figures, Figures, Figures] | None:
         """Medians of ours and of a peer, and of their turns' ratios; None, with the reason printed, if it can't run."""
@@ -151,13 +146,17 @@ class Comparison:
             print(f"{who:16} {case:38} {times}  loss {figures['loss']:.5f}", flush=True)
         return ours, other, ratio
 
+    def chosen(self, kinds: list[str]) -> list[str]:
+        """Those among `kinds` that --peer asks for."""
+        return [kind for kind in kinds if not self.arguments.peer or kind in self.arguments.peer]
+
     def compare(self, case: str) -> None:
         """Add the rows of a case."""
         rows, tokens, documents = CASES[case]
         for who, settings in PEERS.items():
             if self.arguments.quick and who == "default":
                 continue
-            kinds = list(settings)[: 1 if self.arguments.quick else None]
+            kinds = self.chosen(list(settings)[: 1 if self.arguments.quick else None])
             found = {kind: result for kind in kinds if (result := self.in_turns(kind, case))}
             fastest = min(found, key=lambda kind: found[kind][2][self.arguments.clock], default="")
             for kind, (ours, peer, ratio) in found.items():
@@ -172,7 +171,7 @@ class Comparison:
                     self.add(f"optimizer step, {case}", unit, *speeds, ratio[clock], name, goal)
                 memory = (ours["bytes"], peer["bytes"], peer["bytes"] / ours["bytes"])
                 self.add(f"peak memory, {case}", "bytes", *memory, name, None)
-        if result := self.in_turns("gemm", case):
+        if self.chosen(["gemm"]) and (result := self.in_turns("gemm", case)):
             for clock, unit in (("seconds", "share"), ("cpu_seconds", "share of CPU time")):
                 share = operations(case, self.layers) * result[2][clock]
                 self.add(f"share of the fp32 GEMM peak, {case}", unit, share, 1.0, share, "torch.mm alone", SHARE_GOAL)
@@ -183,7 +182,12 @@ class Comparison:
         """One row."""
         metric += f", {self.layers} layers of {FULL_LAYERS}" if self.layers != FULL_LAYERS else ""
         row = {"metric": metric, "unit": unit, "ours": ours, "peer": peer, "peer_name": name, "ratio": ratio}
-        self.rows.append(row | ({} if goal is None else {"goal": goal}))
+        of = ("metric", "unit", "peer_name")
+        before = [one for one in self.rows if all(one[key] == row[key] for key in of)]
+        if self.arguments.peer and before:  # which settings are a peer's fastest, one pair alone can't say
+            goal = before[0].get("goal")
+        row |= {} if goal is None else {"goal": goal}
+        self.rows = [one for one in self.rows if one not in before] + [row]
 
     def show(self) -> None:
         """Print the table."""
@@ -204,7 +208,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=None, help="turns of each pair, of which the median counts")
     parser.add_argument("--layers", type=int, default=None, help=f"layers of the model; {FULL_LAYERS} without --quick")
     parser.add_argument("--threads", type=int, default=2, help="of every process; 1 where others use the machine too")
-    parser.add_argument("--only", choices=list(CASES), action="append", help="this case, rows of the others stay")
+    parser.add_argument("--only", choices=list(CASES), action="append", help="this case; rows of others stay")
+    parser.add_argument("--peer", choices=[*KINDS, "gemm"], action="append", help="beside it; rows of others stay")
     parser.add_argument("--clock", choices=list(CLOCKS), default="seconds", help="which picks the fastest settings")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "cache" / "peers", help="peers' environments")
     parser.add_argument("--out", type=Path, default=RESULTS)

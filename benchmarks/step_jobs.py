@@ -208,7 +208,10 @@ def run_trainer(folder: Path, case: str, compiled: bool) -> None:
         remove_unused_columns=False,
     )
     data = [{"number": number} for number in range(rows)]
-    collate: Any = lambda _: dict(batch)  # noqa: E731 - the Trainer may change what it is given
+
+    def collate(_: Any) -> dict[str, Any]:
+        return dict(batch)  # the Trainer may change what it is given
+
     Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Turns()]).train()
 
 

@@ -175,9 +175,8 @@ def user_mistakes() -> Iterator[None]:
 
 def _lengthened(word: str, short: Mapping[str, str]) -> str:
     key, equals, value = word.partition("=")
-    if value in config_groups().get(
-        key, ()
-    ):  # model=smollm2 chooses configs/model/smollm2.yaml, model=FOLDER is a folder
+    # model=smollm2 chooses configs/model/smollm2.yaml, model=FOLDER is a folder.
+    if value in config_groups().get(key, ()):
         return word
     return f"{short[key]}={value}" if equals and key in short else word
 
